@@ -1,1 +1,6 @@
 //! felix-broker
+
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+pub mod io;

@@ -1,0 +1,18 @@
+//! What: the edge of the broker: sockets, executors, waiting, and the mesh between cores.
+//!
+//! ```text
+//!   addr, sys       socket addresses and system calls with a safe face
+//!   bind            one SO_REUSEPORT group per listen address, steering by connection id
+//!   udp, transmit   datagrams in (recvmmsg, GRO), datagrams out (sendmmsg, GSO)
+//!   doorbell, mesh  bounded rings between cores, and who must be woken
+//!   executor, wait  one pinned glommio executor per core, and how its loop waits
+//! ```
+//!
+//! Invariants: every bound is a constant or an option; nothing here allocates per datagram or per message.
+//!
+//! Never: glommio named outside this folder; `unsafe` outside this folder; what a datagram means.
+//!
+//! See: `core_loop.rs`, the one user of all this.
+
+pub mod doorbell;
+pub mod mesh;
