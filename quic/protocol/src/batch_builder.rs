@@ -268,10 +268,20 @@ mod tests {
         let mut builder = BatchBuilder::new();
         let pairs: [(&str, &[u8]); 2] = [("source", b"feed-a"), ("n", &[0, 255])];
         builder
-            .push(&RecordToPublish { key: Some(b"XNAS.AAPL"), value: b"one", headers: &pairs, time: Timestamp(10), ..Default::default() })
+            .push(&RecordToPublish {
+                key: Some(b"XNAS.AAPL"),
+                value: b"one",
+                headers: &pairs,
+                time: Timestamp(10),
+                ..Default::default()
+            })
             .unwrap();
-        builder.push(&RecordToPublish { value: b"", ttl_ms: Some(300), time: Timestamp(500), ..Default::default() }).unwrap();
-        builder.push(&RecordToPublish { key: Some(b"k"), tombstone: true, time: Timestamp(5), ..Default::default() }).unwrap();
+        builder
+            .push(&RecordToPublish { value: b"", ttl_ms: Some(300), time: Timestamp(500), ..Default::default() })
+            .unwrap();
+        builder
+            .push(&RecordToPublish { key: Some(b"k"), tombstone: true, time: Timestamp(5), ..Default::default() })
+            .unwrap();
         let mut body = Vec::new();
         builder.finish(
             ProducerStamp { producer: ProducerId(4), epoch: ProducerEpoch(2), base_sequence: Sequence(77) },

@@ -235,11 +235,9 @@ impl<'a> BodyView<'a> {
         }
         let mut values_bytes = 0u64;
         let mut any_ttl = false;
-        let mut records = self.entries();
-        let mut count = 0u64;
-        for entry in &mut records {
+        for (number, entry) in self.entries().enumerate() {
             let entry = entry?;
-            if u64::from(entry.offset_delta) != count {
+            if entry.offset_delta as usize != number {
                 return Err(BatchError::BadField("offset_delta"));
             }
             if entry.flags & RECORD_SKIPPED != 0 {
@@ -247,7 +245,6 @@ impl<'a> BodyView<'a> {
             }
             any_ttl |= entry.ttl_ms.is_some();
             values_bytes += entry.headers_bytes as u64 + entry.value_bytes as u64;
-            count += 1;
         }
         if values_bytes != u64::from(self.values_bytes_raw) {
             return Err(BatchError::LengthMismatch);
@@ -307,8 +304,7 @@ impl<'a> Entries<'a> {
         if flags & !RECORD_FLAGS_KNOWN != 0 {
             return Err(BatchError::BadField("record flags"));
         }
-        let offset_delta =
-            u32::try_from(self.reader.varint()?).map_err(|_| BatchError::BadField("offset_delta"))?;
+        let offset_delta = u32::try_from(self.reader.varint()?).map_err(|_| BatchError::BadField("offset_delta"))?;
         if self.last_delta.is_some_and(|last| offset_delta <= last) {
             return Err(BatchError::BadField("offset_delta"));
         }
@@ -444,7 +440,8 @@ pub fn headers(block: &[u8]) -> impl Iterator<Item = Result<(&str, &[u8]), Batch
                 return Err(BatchError::TooLarge { what: "headers", found: count as u64, max: HEADERS_MAX as u64 });
             }
             let name_bytes = bounded(reader.varint()?, "header name bytes", HEADERS_BYTES_MAX)?;
-            let name = std::str::from_utf8(reader.bytes(name_bytes)?).map_err(|_| BatchError::BadField("header name"))?;
+            let name =
+                std::str::from_utf8(reader.bytes(name_bytes)?).map_err(|_| BatchError::BadField("header name"))?;
             let value_bytes = bounded(reader.varint()?, "header value bytes", HEADERS_BYTES_MAX)?;
             Ok((name, reader.bytes(value_bytes)?))
         })();

@@ -165,11 +165,7 @@ pub fn split_frame(frame: &[u8]) -> Result<(Envelope, &[u8]), DecodeError> {
     if flags & MANDATORY_MASK & !MANDATORY_KNOWN != 0 {
         return Err(DecodeError::UnknownMandatoryFlag(flags));
     }
-    let route = if flags & FLAG_ROUTED != 0 {
-        Some((StreamId(reader.u64()?), ShardId(reader.u64()?)))
-    } else {
-        None
-    };
+    let route = if flags & FLAG_ROUTED != 0 { Some((StreamId(reader.u64()?), ShardId(reader.u64()?))) } else { None };
     if tlv_bytes > TLV_BYTES_MAX {
         return Err(DecodeError::TooLarge { bytes: tlv_bytes as u64, max: TLV_BYTES_MAX as u64 });
     }

@@ -67,9 +67,12 @@ impl FrameStream {
     }
 }
 
+/// A whole frame and the bytes that follow it.
+pub type FrameAndRest<'a> = (&'a [u8], &'a [u8]);
+
 /// Splits whole frames off the front of a slice without copying. Returns the frame and what follows it, or None if
 /// the slice does not hold a whole frame (keep the slice in a [`FrameStream`] then).
-pub fn split_first_frame(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, DecodeError> {
+pub fn split_first_frame(bytes: &[u8]) -> Result<Option<FrameAndRest<'_>>, DecodeError> {
     match frame_length(bytes)? {
         Some(length) if length <= bytes.len() => Ok(Some(bytes.split_at(length))),
         _ => Ok(None),

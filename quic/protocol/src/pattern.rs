@@ -34,10 +34,10 @@ impl std::fmt::Display for PatternError {
             PatternError::TooLong => {
                 write!(f, "a filter has at most {PATTERN_BYTES_MAX} bytes and {PATTERN_TOKENS_MAX} tokens")
             }
-            PatternError::EmptyToken => f.write_str("a filter may not have an empty token (two dots, or a dot at an end)"),
-            PatternError::MisplacedWildcard => {
-                f.write_str("'*' must be a whole token and '>' the whole last token")
+            PatternError::EmptyToken => {
+                f.write_str("a filter may not have an empty token (two dots, or a dot at an end)")
             }
+            PatternError::MisplacedWildcard => f.write_str("'*' must be a whole token and '>' the whole last token"),
         }
     }
 }
