@@ -43,7 +43,8 @@ fn model<const RECHECK: bool>(senders: usize) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = (senders > 1).then_some(3);
     builder.check(move || {
-        let shared = Arc::new(Shared::<RECHECK> { bell: Doorbell::new(), mail: [AtomicU64::new(0), AtomicU64::new(0)] });
+        let shared =
+            Arc::new(Shared::<RECHECK> { bell: Doorbell::new(), mail: [AtomicU64::new(0), AtomicU64::new(0)] });
         let receiver = loom::thread::current();
         let threads: Vec<_> = (0..senders)
             .map(|me| {

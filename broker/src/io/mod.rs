@@ -1,7 +1,7 @@
 //! What: the edge of the broker: sockets, executors, waiting, and the mesh between cores.
 //!
 //! ```text
-//!   addr, sys       socket addresses and system calls with a safe face
+//!   addr, fixed     socket addresses, memory that the kernel points into
 //!   bind            one SO_REUSEPORT group per listen address, steering by connection id
 //!   udp, transmit   datagrams in (recvmmsg, GRO), datagrams out (sendmmsg, GSO)
 //!   doorbell, mesh  bounded rings between cores, and who must be woken
@@ -14,5 +14,12 @@
 //!
 //! See: `core_loop.rs`, the one user of all this.
 
+mod addr;
+pub mod bind;
 pub mod doorbell;
+pub mod executor;
+mod fixed;
 pub mod mesh;
+pub mod transmit;
+pub mod udp;
+pub mod wait;
