@@ -1,0 +1,231 @@
+//! **What**: what a shard remembers of idempotent producers, so that a retry is appended once.
+//!
+//! ```text
+//! base_sequence == next          new
+//! base_sequence <  next          duplicate if the window holds it with equal bytes, else refused
+//! base_sequence >  next          gap: refused, something before it was lost
+//! epoch <  known                 fenced
+//! epoch >  known                 a new incarnation: starts at 0
+//! not known and sequence > 0     unknown producer: refused, never a silent accept
+//! ```
+//!
+//! **Invariants**: a function of the appended batches only (producer id, epoch, sequence and append time are in them),
+//! so that recovery and failover rebuild it. The window holds as many batches as a channel may have in flight.
+//!
+//! **Never**: expiry by a clock: only append times count (DECISIONS 12).
+//!
+//! **See**: `append.rs`.
+
+use crate::batch_pool::BodyFacts;
+use crate::limits::{DEDUP_WINDOW, Limits};
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
+use felix_protocol::position::Offset;
+use felix_protocol::time::Timestamp;
+use std::collections::{HashMap, VecDeque};
+
+/// What a batch is to the shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Append it.
+    New,
+    /// It is in the log already.
+    Duplicate {
+        /// Where its first record is.
+        base_offset: Offset,
+    },
+    /// Refuse it.
+    Refuse(ErrorCode),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    base_sequence: Sequence,
+    record_count: u32,
+    crc: u32,
+    base_offset: Offset,
+}
+
+#[derive(Debug)]
+struct Producer {
+    epoch: ProducerEpoch,
+    next: Sequence,
+    seen: VecDeque<Seen>,
+    last_append: Timestamp,
+}
+
+/// Producers of one shard.
+#[derive(Debug, Default)]
+pub struct Dedup {
+    producers: HashMap<ProducerId, Producer>,
+    /// Producers by the append time they were last seen at, oldest first; entries may be outdated.
+    by_age: VecDeque<(Timestamp, ProducerId)>,
+}
+
+impl Dedup {
+    /// Judges a batch. Changes nothing but the memory of expired producers.
+    pub fn judge(&mut self, facts: &BodyFacts, append_time: Timestamp, limits: &Limits) -> Verdict {
+        if facts.producer.0 == 0 {
+            return Verdict::New;
+        }
+        self.expire(append_time, limits);
+        let Some(known) = self.producers.get(&facts.producer) else {
+            if facts.base_sequence.0 != 0 {
+                return Verdict::Refuse(ErrorCode::UnknownProducer);
+            }
+            return match self.producers.len() < limits.producers_max {
+                true => Verdict::New,
+                false => Verdict::Refuse(ErrorCode::TooMany),
+            };
+        };
+        if facts.producer_epoch < known.epoch {
+            return Verdict::Refuse(ErrorCode::ProducerFenced);
+        }
+        if facts.producer_epoch > known.epoch {
+            return match facts.base_sequence.0 {
+                0 => Verdict::New,
+                _ => Verdict::Refuse(ErrorCode::SequenceGap),
+            };
+        }
+        if facts.base_sequence == known.next {
+            return Verdict::New;
+        }
+        if facts.base_sequence > known.next {
+            return Verdict::Refuse(ErrorCode::SequenceGap);
+        }
+        let found = known.seen.binary_search_by_key(&facts.base_sequence, |seen| seen.base_sequence);
+        match found.ok().map(|at| known.seen[at]) {
+            Some(seen) if seen.crc == facts.crc && seen.record_count == facts.record_count => {
+                Verdict::Duplicate { base_offset: seen.base_offset }
+            }
+            _ => Verdict::Refuse(ErrorCode::DuplicateMismatch),
+        }
+    }
+
+    /// Remembers a batch that was appended.
+    pub fn remember(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp) {
+        if facts.producer.0 == 0 {
+            return;
+        }
+        let by_age = &mut self.by_age;
+        let producer = self.producers.entry(facts.producer).or_insert_with(|| {
+            by_age.push_back((append_time, facts.producer));
+            Producer {
+                epoch: facts.producer_epoch,
+                next: Sequence(0),
+                seen: VecDeque::new(),
+                last_append: append_time,
+            }
+        });
+        if producer.epoch != facts.producer_epoch {
+            producer.epoch = facts.producer_epoch;
+            producer.seen.clear();
+        }
+        if producer.seen.len() == DEDUP_WINDOW {
+            producer.seen.pop_front();
+        }
+        producer.seen.push_back(Seen {
+            base_sequence: facts.base_sequence,
+            record_count: facts.record_count,
+            crc: facts.crc,
+            base_offset,
+        });
+        producer.next = Sequence(facts.base_sequence.0 + u64::from(facts.record_count));
+        producer.last_append = append_time;
+    }
+
+    /// Next sequence expected of a producer; 0 if it is not known or comes with a newer epoch. None if it is fenced.
+    pub fn next_sequence(&self, producer: ProducerId, epoch: ProducerEpoch) -> Option<Sequence> {
+        match self.producers.get(&producer) {
+            Some(known) if known.epoch > epoch => None,
+            Some(known) if known.epoch == epoch => Some(known.next),
+            _ => Some(Sequence(0)),
+        }
+    }
+
+    /// Producers remembered.
+    pub fn producer_count(&self) -> usize {
+        self.producers.len()
+    }
+
+    fn expire(&mut self, append_time: Timestamp, limits: &Limits) {
+        let limit = append_time.saturating_sub_ns(limits.producer_expiry_ns);
+        while let Some(&(seen_at, id)) = self.by_age.front() {
+            if seen_at >= limit {
+                break;
+            }
+            self.by_age.pop_front();
+            match self.producers.get(&id) {
+                Some(producer) if producer.last_append < limit => {
+                    self.producers.remove(&id);
+                }
+                Some(producer) => self.by_age.push_back((producer.last_append, id)),
+                None => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(producer: u64, epoch: u32, base: u64, count: u32, crc: u32) -> BodyFacts {
+        BodyFacts {
+            record_count: count,
+            producer: ProducerId(producer),
+            producer_epoch: ProducerEpoch(epoch),
+            base_sequence: Sequence(base),
+            crc,
+            has_ttl: false,
+        }
+    }
+
+    fn judge(dedup: &mut Dedup, facts: &BodyFacts, time: u64) -> Verdict {
+        dedup.judge(facts, Timestamp(time), &Limits { producer_expiry_ns: 100, producers_max: 2, ..Limits::default() })
+    }
+
+    #[test]
+    fn the_table_of_verdicts() {
+        let mut dedup = Dedup::default();
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 5, 1, 9), 0), Verdict::Refuse(ErrorCode::UnknownProducer));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 3, 9), 0), Verdict::New);
+        dedup.remember(&facts(1, 1, 0, 3, 9), Offset(10), Timestamp(0));
+        dedup.remember(&facts(1, 1, 3, 1, 8), Offset(20), Timestamp(1));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 4, 1, 7), 2), Verdict::New);
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 5, 1, 7), 2), Verdict::Refuse(ErrorCode::SequenceGap));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 3, 9), 2), Verdict::Duplicate { base_offset: Offset(10) });
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 3, 1, 8), 2), Verdict::Duplicate { base_offset: Offset(20) });
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 3, 1, 7), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 2, 9), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 1, 2, 9), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
+        assert_eq!(judge(&mut dedup, &facts(1, 0, 4, 1, 7), 2), Verdict::Refuse(ErrorCode::ProducerFenced));
+        assert_eq!(judge(&mut dedup, &facts(1, 2, 4, 1, 7), 2), Verdict::Refuse(ErrorCode::SequenceGap));
+        assert_eq!(judge(&mut dedup, &facts(1, 2, 0, 1, 7), 2), Verdict::New);
+        assert_eq!(dedup.next_sequence(ProducerId(1), ProducerEpoch(1)), Some(Sequence(4)));
+        assert_eq!(dedup.next_sequence(ProducerId(1), ProducerEpoch(0)), None);
+        assert_eq!(dedup.next_sequence(ProducerId(9), ProducerEpoch(0)), Some(Sequence(0)));
+    }
+
+    #[test]
+    fn producers_are_bounded_and_expire_by_append_time() {
+        let mut dedup = Dedup::default();
+        dedup.remember(&facts(1, 1, 0, 1, 1), Offset(0), Timestamp(0));
+        dedup.remember(&facts(2, 1, 0, 1, 1), Offset(1), Timestamp(50));
+        assert_eq!(judge(&mut dedup, &facts(3, 1, 0, 1, 1), 60), Verdict::Refuse(ErrorCode::TooMany));
+        dedup.remember(&facts(1, 1, 1, 1, 1), Offset(2), Timestamp(120));
+        assert_eq!(judge(&mut dedup, &facts(3, 1, 0, 1, 1), 160), Verdict::New, "producer 2 expired");
+        assert_eq!(judge(&mut dedup, &facts(2, 1, 1, 1, 1), 160), Verdict::Refuse(ErrorCode::UnknownProducer));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 2, 1, 1), 160), Verdict::New, "producer 1 was seen again");
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let mut dedup = Dedup::default();
+        for i in 0..=DEDUP_WINDOW as u64 {
+            dedup.remember(&facts(1, 1, i, 1, 1), Offset(i), Timestamp(0));
+        }
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 1, 1), 0), Verdict::Refuse(ErrorCode::DuplicateMismatch));
+        assert_eq!(judge(&mut dedup, &facts(1, 1, 1, 1, 1), 0), Verdict::Duplicate { base_offset: Offset(1) });
+    }
+}

@@ -1,0 +1,51 @@
+//! **What**: the bounds of the shards and the fan-out of one core.
+//!
+//! **Invariants**: every queue of this crate has its bound here; hitting one is counted.
+//!
+//! **Never**: a bound that only a comment knows.
+//!
+//! **See**: `felix_protocol::limits` for those a client can see.
+
+/// Bounds of one core, settable by its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Batches of one tail ring. A subscriber further behind is served from the owner's log or by its policy.
+    pub tail_batches_max: usize,
+    /// Bytes of one tail ring.
+    pub tail_bytes_max: usize,
+    /// Bytes one Fetch of history may carry from the owner's core.
+    pub fetch_bytes_max: usize,
+    /// Batches one Fetch may carry.
+    pub fetch_batches_max: usize,
+    /// Bytes of batches that retention let go but other cores still hold; beyond it appends are refused.
+    pub held_bytes_max: usize,
+    /// Idle buffers kept for reuse, bytes.
+    pub pool_bytes_max: usize,
+    /// Idempotent producers remembered per shard.
+    pub producers_max: usize,
+    /// Time after which a silent producer is forgotten, by append time.
+    pub producer_expiry_ns: u64,
+    /// Offsets a filtered subscriber may skip before it gets a Progress.
+    pub progress_offsets: u64,
+}
+
+/// Batches of one producer that a shard remembers for retries: as many as a channel may have in flight.
+pub const DEDUP_WINDOW: usize = 1_024;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            tail_batches_max: 4_096,
+            tail_bytes_max: 8 << 20,
+            fetch_bytes_max: 1 << 20,
+            fetch_batches_max: 256,
+            held_bytes_max: 256 << 20,
+            pool_bytes_max: 16 << 20,
+            producers_max: 10_000,
+            producer_expiry_ns: 3_600_000_000_000,
+            progress_offsets: 1_024,
+        }
+    }
+}
+
+const _: () = assert!(DEDUP_WINDOW >= felix_protocol::limits::ACKS_PER_FRAME_MAX);
