@@ -1,7 +1,8 @@
 //! **What**: the record batch, format 1: the same bytes on the wire, in memory and on disk.
 //!
 //! ```text
-//! batch = stamped header (80 bytes, the broker's) | body (the producer's, never re-encoded) | stamped TLVs
+//! batch = stamped header (80 bytes, the broker's) | body (the producer's, never re-encoded) | [stamped TLV section]
+//! stamped TLV section = u32 CRC32C of the TLVs | TLVs         absent if there are none
 //!
 //! stamped header                         body
 //!  0 u32 batch_bytes   all of it          0 u32 body_crc     CRC32C of bytes 4..body_bytes
@@ -15,7 +16,7 @@
 //! 24 u64 shard_id                        24 u32 values_bytes_raw  decompressed
 //! 32 u64 epoch                           28 u32 producer_epoch
 //! 40 u32 lineage                         32 u64 producer_id       0: anonymous
-//! 44 u32 tlv_bytes     after the body    40 u64 base_sequence
+//! 44 u32 tlv_bytes     stamped section   40 u64 base_sequence
 //! 48 u64 base_offset                     48 u64 base_time         producer's clock, ns since 1970
 //! 56 u64 append_time   ns since 1970     56 u32 key_id            0: not encrypted
 //! 64 u64 durable_end   at write          60 u32 tlv_bytes         before the index
@@ -36,7 +37,7 @@
 use crate::batch_view::BatchError;
 use crate::codec::{Reader, Writer};
 use crate::ids::{ShardId, StreamId};
-use crate::limits::STAMPED_HEADER_BYTES;
+use crate::limits::{STAMPED_HEADER_BYTES, STAMPED_TLV_CRC_BYTES};
 use crate::position::{Epoch, Lineage, Offset, OffsetRange};
 use crate::time::Timestamp;
 
@@ -121,7 +122,7 @@ pub struct StampedHeader {
     pub epoch: Epoch,
     /// Incarnation of the data.
     pub lineage: Lineage,
-    /// Bytes of stamped TLVs after the body.
+    /// Bytes of the stamped TLV section after the body, its checksum included; 0: no section.
     pub tlv_bytes: u32,
     /// Offset of the first record.
     pub base_offset: Offset,
@@ -223,6 +224,16 @@ impl StampedHeader {
         }
         Ok(header)
     }
+}
+
+/// Appends a stamped TLV section: checksum, then the TLVs. Nothing if there are none. Returns the `tlv_bytes` to stamp.
+pub fn put_stamped_tlvs(out: &mut Vec<u8>, tlvs: &[u8]) -> u32 {
+    if tlvs.is_empty() {
+        return 0;
+    }
+    out.put_u32(crc32c::crc32c(tlvs));
+    out.put(tlvs);
+    (STAMPED_TLV_CRC_BYTES + tlvs.len()) as u32
 }
 
 fn header_crc(bytes: &[u8; STAMPED_HEADER_BYTES]) -> u32 {

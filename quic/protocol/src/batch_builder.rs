@@ -29,6 +29,8 @@ pub enum PushError {
     },
     /// TTL of zero or beyond the limit.
     BadTtl,
+    /// A tombstone deletes a key, so it needs one.
+    TombstoneWithoutKey,
 }
 
 impl std::fmt::Display for PushError {
@@ -37,6 +39,7 @@ impl std::fmt::Display for PushError {
             PushError::Full => f.write_str("the batch is full"),
             PushError::TooLarge { what, found, max } => write!(f, "{what} is {found} bytes, at most {max} are allowed"),
             PushError::BadTtl => write!(f, "a TTL must be 1 to {TTL_MS_MAX} ms"),
+            PushError::TombstoneWithoutKey => f.write_str("a tombstone needs the key it deletes"),
         }
     }
 }
@@ -121,6 +124,9 @@ impl BatchBuilder {
         }
         if record.tombstone {
             within("value of a tombstone", record.value.len(), 0)?;
+            if record.key.is_none() {
+                return Err(PushError::TombstoneWithoutKey);
+            }
         }
         let needed = ENTRY_BYTES_MAX + key_bytes + headers_bytes + record.value.len();
         within("record", BODY_HEADER_BYTES + needed, BATCH_BODY_BYTES_MAX)?;
@@ -176,14 +182,24 @@ impl BatchBuilder {
     /// Appends the body to `out` with the values as collected, and starts anew.
     pub fn finish(&mut self, stamp: ProducerStamp, out: &mut Vec<u8>) {
         let values = std::mem::take(&mut self.values);
-        self.finish_with(stamp, Compression::None, &values, out);
+        self.write(stamp, Compression::None, values.len(), &values, out);
         self.values = values;
         self.values.clear();
     }
 
-    /// Appends the body to `out` with a values section that the caller compressed, and starts anew.
+    /// Appends the body to `out` with a values section that the caller compressed, and starts anew. What did not
+    /// become smaller is stored as it is, so that values that do not compress never push a full batch over its limit.
     pub fn finish_with(&mut self, stamp: ProducerStamp, compression: Compression, stored: &[u8], out: &mut Vec<u8>) {
-        let raw = if compression == Compression::None { stored.len() } else { self.values.len() };
+        if compression == Compression::None || stored.len() >= self.values.len() {
+            return self.finish(stamp, out);
+        }
+        let values = std::mem::take(&mut self.values);
+        self.write(stamp, compression, values.len(), stored, out);
+        self.values = values;
+        self.values.clear();
+    }
+
+    fn write(&mut self, stamp: ProducerStamp, compression: Compression, raw: usize, stored: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         write_body_header(
             out,
@@ -204,7 +220,6 @@ impl BatchBuilder {
         out.put(stored);
         seal_body(out, start);
         self.index.clear();
-        self.values.clear();
         self.count = 0;
         self.any_ttl = false;
     }

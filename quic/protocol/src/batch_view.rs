@@ -7,12 +7,14 @@
 //!
 //! **See**: `batch.rs` for the layout, `batch_builder.rs` for the other direction.
 
-use crate::batch::{BATCH_FORMAT, Compression, StampedHeader};
+use crate::batch::{BATCH_FORMAT, BatchKind, Compression, StampedHeader};
 use crate::codec::{DecodeError, Reader};
 use crate::envelope::check_tlvs;
 use crate::ids::{KeyId, ProducerEpoch, ProducerId, Sequence};
 use crate::limits::*;
 use crate::time::Timestamp;
+
+pub use crate::batch_error::BatchError;
 
 /// Body flag: at least one record has a TTL.
 pub const BODY_FLAG_TTL: u16 = 1 << 0;
@@ -33,77 +35,6 @@ pub const RECORD_TOMBSTONE: u8 = 1 << 3;
 /// Record flag, only in a DERIVED batch with a compressed values section: taken out, kept for its lengths.
 pub const RECORD_SKIPPED: u8 = 1 << 4;
 const RECORD_FLAGS_KNOWN: u8 = RECORD_KEY | RECORD_TTL | RECORD_HEADERS | RECORD_TOMBSTONE | RECORD_SKIPPED;
-
-/// Why a batch was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BatchError {
-    /// Fewer bytes than announced.
-    Truncated,
-    /// More bytes than announced, or lengths that do not add up.
-    LengthMismatch,
-    /// A newer or unknown format.
-    UnknownFormat(u8),
-    /// A field out of range.
-    BadField(&'static str),
-    /// The stamped header is damaged.
-    HeaderChecksum {
-        /// Checksum stored.
-        expected: u32,
-        /// Checksum of the bytes.
-        found: u32,
-    },
-    /// The body is damaged.
-    BodyChecksum {
-        /// Checksum stored.
-        expected: u32,
-        /// Checksum of the bytes.
-        found: u32,
-    },
-    /// Over a limit.
-    TooLarge {
-        /// Which one.
-        what: &'static str,
-        /// Found.
-        found: u64,
-        /// Allowed.
-        max: u64,
-    },
-    /// A batch without records.
-    Empty,
-}
-
-impl std::fmt::Display for BatchError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            BatchError::Truncated => f.write_str("the batch ends before its announced length"),
-            BatchError::LengthMismatch => f.write_str("the lengths in the batch do not add up"),
-            BatchError::UnknownFormat(found) => write!(f, "batch format {found} is not known"),
-            BatchError::BadField(field) => write!(f, "batch field {field} is out of range"),
-            BatchError::HeaderChecksum { expected, found } => {
-                write!(f, "batch header checksum {expected:#010x}, its bytes give {found:#010x}")
-            }
-            BatchError::BodyChecksum { expected, found } => {
-                write!(f, "batch body checksum {expected:#010x}, its bytes give {found:#010x}")
-            }
-            BatchError::TooLarge { what, found, max } => write!(f, "{what} is {found}, at most {max} is allowed"),
-            BatchError::Empty => f.write_str("a batch needs at least one record"),
-        }
-    }
-}
-
-impl std::error::Error for BatchError {}
-
-impl From<DecodeError> for BatchError {
-    fn from(error: DecodeError) -> BatchError {
-        match error {
-            DecodeError::Truncated => BatchError::Truncated,
-            DecodeError::BadField(field) => BatchError::BadField(field),
-            DecodeError::TooLarge { bytes, max } => BatchError::TooLarge { what: "tlv", found: bytes, max },
-            DecodeError::UnknownMandatoryTlv(_) => BatchError::BadField("mandatory tlv"),
-            _ => BatchError::LengthMismatch,
-        }
-    }
-}
 
 /// A body whose header and lengths were checked.
 #[derive(Clone, Copy, Debug)]
@@ -229,18 +160,29 @@ impl<'a> BodyView<'a> {
     /// All that a broker checks before it appends: checksum, TLVs, every index entry, every length, no holes.
     pub fn check_publish(&self) -> Result<(), BatchError> {
         self.check_crc()?;
-        check_tlvs(self.tlvs)?;
         if self.record_count == 0 {
             return Err(BatchError::Empty);
         }
+        self.check_index(false, self.record_count)
+    }
+
+    /// TLVs, flags and index. `derived`: holes are legal, and records marked SKIPPED if the values are compressed.
+    fn check_index(&self, derived: bool, offset_count: u32) -> Result<(), BatchError> {
+        check_tlvs(self.tlvs)?;
+        let encrypted = self.flags & BODY_FLAG_ENCRYPTED != 0;
+        let hashed = self.flags & BODY_FLAG_KEYS_HASHED != 0;
+        if if self.key_id.0 == 0 { encrypted } else { !encrypted && !hashed } {
+            return Err(BatchError::BadField("key_id"));
+        }
+        let skipping = derived && self.compression != Compression::None;
         let mut values_bytes = 0u64;
         let mut any_ttl = false;
         for (number, entry) in self.entries().enumerate() {
             let entry = entry?;
-            if entry.offset_delta as usize != number {
+            if entry.offset_delta >= offset_count || !derived && entry.offset_delta as usize != number {
                 return Err(BatchError::BadField("offset_delta"));
             }
-            if entry.flags & RECORD_SKIPPED != 0 {
+            if entry.flags & RECORD_SKIPPED != 0 && !skipping {
                 return Err(BatchError::BadField("record flags"));
             }
             any_ttl |= entry.ttl_ms.is_some();
@@ -333,6 +275,9 @@ impl<'a> Entries<'a> {
         let value_bytes = bounded(self.reader.varint()?, "value bytes", VALUES_BYTES_MAX)?;
         if flags & RECORD_TOMBSTONE != 0 && value_bytes != 0 {
             return Err(BatchError::BadField("tombstone with a value"));
+        }
+        if flags & RECORD_TOMBSTONE != 0 && key.is_none() {
+            return Err(BatchError::BadField("tombstone without a key"));
         }
         let raw = &before[..before.len() - self.reader.rest().len()];
         Ok(Entry { flags, offset_delta, time_delta_ns, key, ttl_ms, headers_bytes, value_bytes, raw })
@@ -459,6 +404,8 @@ pub struct BatchView<'a> {
     pub header: StampedHeader,
     /// The producer's body.
     pub body: BodyView<'a>,
+    /// Checksum stored in front of the stamped TLVs (checked by `check`); 0 if there are none.
+    pub tlv_crc: u32,
     /// Stamped TLVs.
     pub tlvs: &'a [u8],
 }
@@ -476,29 +423,30 @@ impl<'a> BatchView<'a> {
         }
         let rest = &bytes[STAMPED_HEADER_BYTES..];
         let body_bytes = rest.len().checked_sub(header.tlv_bytes as usize).ok_or(BatchError::LengthMismatch)?;
-        let (body, tlvs) = rest.split_at(body_bytes);
-        if tlvs.len() > TLV_BYTES_MAX {
-            return Err(BatchError::TooLarge { what: "tlv", found: tlvs.len() as u64, max: TLV_BYTES_MAX as u64 });
+        let (body, section) = rest.split_at(body_bytes);
+        if section.len() > TLV_BYTES_MAX {
+            return Err(BatchError::TooLarge { what: "tlv", found: section.len() as u64, max: TLV_BYTES_MAX as u64 });
         }
-        Ok(BatchView { header, body: BodyView::parse(body)?, tlvs })
+        let (tlv_crc, tlvs) = match section.split_first_chunk() {
+            Some((crc, tlvs)) if !tlvs.is_empty() => (u32::from_le_bytes(*crc), tlvs),
+            None if section.is_empty() => (0, section),
+            _ => return Err(BatchError::BadField("tlv_bytes")),
+        };
+        Ok(BatchView { header, body: BodyView::parse(body)?, tlv_crc, tlvs })
     }
 
-    /// All that a reader checks: checksums, TLVs, index, offsets within the range.
+    /// All that a reader checks: checksums, TLVs, index, offsets within the range; holes only in a DERIVED batch.
     pub fn check(&self) -> Result<(), BatchError> {
         self.body.check_crc()?;
+        let found = crc32c::crc32c(self.tlvs);
+        if found != self.tlv_crc {
+            return Err(BatchError::TlvChecksum { expected: self.tlv_crc, found });
+        }
         check_tlvs(self.tlvs)?;
-        check_tlvs(self.body.tlvs)?;
-        let mut values_bytes = 0u64;
-        for entry in self.body.entries() {
-            let entry = entry?;
-            if entry.offset_delta >= self.header.offset_count {
-                return Err(BatchError::BadField("offset_delta"));
-            }
-            values_bytes += entry.headers_bytes as u64 + entry.value_bytes as u64;
+        let derived = self.header.is_derived();
+        if !derived && self.header.kind == BatchKind::Data && self.header.offset_count != self.body.record_count {
+            return Err(BatchError::BadField("offset_count"));
         }
-        if values_bytes != u64::from(self.body.values_bytes_raw) {
-            return Err(BatchError::LengthMismatch);
-        }
-        Ok(())
+        self.body.check_index(derived, self.header.offset_count)
     }
 }

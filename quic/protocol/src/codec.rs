@@ -7,6 +7,9 @@
 //!
 //! **See**: `envelope.rs`, `frame.rs`, `batch_view.rs`.
 
+use crate::error_code::ErrorCode;
+use crate::names::NameError;
+
 /// Why bytes could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
@@ -26,6 +29,10 @@ pub enum DecodeError {
     UnknownFrameType(u8),
     /// A version this build does not speak.
     UnknownVersion(u8),
+    /// A name that breaks the grammar of `names.rs`.
+    BadName(NameError),
+    /// A well-formed value that means nothing here; the text names the field.
+    BadArgument(&'static str),
     /// More bytes than the limit allows.
     TooLarge {
         /// Bytes found or announced.
@@ -46,12 +53,33 @@ impl std::fmt::Display for DecodeError {
             DecodeError::UnknownMandatoryFlag(flags) => write!(f, "mandatory flag in {flags:#06x} is not known"),
             DecodeError::UnknownFrameType(kind) => write!(f, "frame type {kind} is not known"),
             DecodeError::UnknownVersion(version) => write!(f, "version {version} is not spoken here"),
+            DecodeError::BadName(error) => error.fmt(f),
+            DecodeError::BadArgument(field) => write!(f, "argument {field} is out of range"),
             DecodeError::TooLarge { bytes, max } => write!(f, "{bytes} bytes, at most {max} are allowed"),
         }
     }
 }
 
 impl std::error::Error for DecodeError {}
+
+impl DecodeError {
+    /// What a peer is told. Class Reject: the frame was whole, so the request is answered and the connection goes on.
+    pub fn code(self) -> ErrorCode {
+        match self {
+            DecodeError::Truncated | DecodeError::TrailingBytes | DecodeError::BadField(_) | DecodeError::NotUtf8 => {
+                ErrorCode::MalformedFrame
+            }
+            DecodeError::UnknownMandatoryTlv(_) | DecodeError::UnknownMandatoryFlag(_) => {
+                ErrorCode::UnknownMandatoryField
+            }
+            DecodeError::UnknownFrameType(_) => ErrorCode::UnexpectedFrame,
+            DecodeError::UnknownVersion(_) => ErrorCode::UnsupportedVersion,
+            DecodeError::BadName(_) => ErrorCode::InvalidName,
+            DecodeError::BadArgument(_) => ErrorCode::InvalidArgument,
+            DecodeError::TooLarge { .. } => ErrorCode::FrameTooLarge,
+        }
+    }
+}
 
 /// Reads little-endian fields from a slice.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@
 //!
 //! **See**: `batch.rs`, `shard/src/fan_out.rs`.
 
-use crate::batch::{BATCH_FLAG_DERIVED, Compression};
+use crate::batch::{BATCH_FLAG_DERIVED, Compression, put_stamped_tlvs};
 use crate::batch_builder::{BodyHeader, ProducerStamp, seal_body, write_body_header};
 use crate::batch_view::{BODY_FLAG_TTL, BatchError, BatchView, Entry, RECORD_SKIPPED, RECORD_TTL};
 use crate::codec::Writer;
@@ -26,7 +26,7 @@ pub enum Derived {
 }
 
 /// Keeps the records for which `keep` is true. Appends to `out` only for [`Derived::Some`].
-/// `keep` is asked once per record, in order.
+/// `keep` is asked once per record that is still in, in order. The batch must have passed [`BatchView::check`].
 pub fn derive(
     batch: &BatchView<'_>,
     mut keep: impl FnMut(&Entry<'_>) -> bool,
@@ -38,7 +38,8 @@ pub fn derive(
     let DeriveScratch { index, values } = scratch;
     index.clear();
     values.clear();
-    let (mut kept, mut dropped) = (0u32, 0u32);
+    // `gone` were taken out before, `dropped` are taken out now.
+    let (mut kept, mut dropped, mut gone) = (0u32, 0u32, 0u32);
     let mut flags = body.flags & !BODY_FLAG_TTL;
     let mut at = 0usize;
     for entry in body.entries() {
@@ -55,7 +56,10 @@ pub fn derive(
                 values.put(body.values.get(at..at + bytes).ok_or(BatchError::LengthMismatch)?);
             }
         } else {
-            dropped += 1;
+            match entry.flags & RECORD_SKIPPED {
+                0 => dropped += 1,
+                _ => gone += 1,
+            }
             if compressed {
                 let start = index.len();
                 index.put(entry.raw);
@@ -64,11 +68,11 @@ pub fn derive(
         }
         at += bytes;
     }
-    if dropped == 0 {
-        return Ok(Derived::All);
-    }
     if kept == 0 {
         return Ok(Derived::Nothing);
+    }
+    if dropped == 0 {
+        return Ok(Derived::All);
     }
     let start = out.len();
     out.put(&[0; STAMPED_HEADER_BYTES]);
@@ -82,7 +86,7 @@ pub fn derive(
         &BodyHeader {
             compression: body.compression,
             flags,
-            record_count: if compressed { kept + dropped } else { kept },
+            record_count: if compressed { kept + dropped + gone } else { kept },
             index_bytes: index.len(),
             values_bytes: stored.len(),
             values_bytes_raw: if compressed { body.values_bytes_raw as usize } else { stored.len() },
@@ -100,8 +104,9 @@ pub fn derive(
     out.put(index);
     out.put(stored);
     seal_body(out, body_start);
-    out.put(batch.tlvs);
+    let tlv_bytes = put_stamped_tlvs(out, batch.tlvs);
     let mut header = batch.header;
+    header.tlv_bytes = tlv_bytes;
     header.flags |= BATCH_FLAG_DERIVED;
     header.batch_bytes = (out.len() - start) as u32;
     out[start..body_start].copy_from_slice(&header.encode());

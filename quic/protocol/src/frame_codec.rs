@@ -14,6 +14,7 @@ use crate::frame::*;
 use crate::ids::*;
 use crate::limits::*;
 use crate::metadata::{Command, Durability, Reply, put_name, read_stream_name};
+use crate::metadata_codec::read_bool;
 use crate::names::StreamName;
 use crate::position::{Epoch, Lineage, Offset, OffsetRange, Position};
 use crate::time::Timestamp;
@@ -100,6 +101,7 @@ impl<'a> Frame<'a> {
                 out.put_u64(it.epoch.0);
                 out.put_u8(it.durability as u8);
                 out.put_u64(it.through.0);
+                assert!(it.base_offsets.len() <= ACKS_PER_FRAME_MAX, "our own ack covers too many batches");
                 out.put_u16(it.base_offsets.len() as u16);
                 for offset in &it.base_offsets {
                     out.put_u64(offset.0);
@@ -392,13 +394,13 @@ impl<'a> Frame<'a> {
             FrameType::Admin => Frame::Admin(Admin { idempotency_key: r.u128()?, command: Command::decode(r)? }),
             FrameType::AdminReply => Frame::AdminReply(Reply::decode(r)?),
             FrameType::GetStats => Frame::GetStats {
-                after: match r.text16(512)? {
+                after: match r.text16(NAME_BYTES_MAX)? {
                     "" => None,
-                    text => Some(StreamName::parse(text).map_err(|_| DecodeError::BadField("stream name"))?),
+                    text => Some(StreamName::parse(text).map_err(DecodeError::BadName)?),
                 },
             },
             FrameType::Stats => {
-                let (uptime_ms, connections, more) = (r.u64()?, r.u32()?, r.u8()? != 0);
+                let (uptime_ms, connections, more) = (r.u64()?, r.u32()?, read_bool(r)?);
                 let count = r.u32()?;
                 if count > LIST_PAGE_MAX {
                     return Err(DecodeError::BadField("stream count"));

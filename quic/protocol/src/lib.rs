@@ -11,6 +11,7 @@
 
 pub mod batch;
 pub mod batch_builder;
+mod batch_error;
 pub mod batch_view;
 pub mod codec;
 pub mod derive;

@@ -18,6 +18,8 @@ pub const CONTROL_FRAME_BYTES_MAX: usize = 64 << 10;
 pub const TLV_BYTES_MAX: usize = 4 << 10;
 /// Bytes of the stamped header of a batch.
 pub const STAMPED_HEADER_BYTES: usize = 80;
+/// Bytes of the checksum in front of stamped TLVs.
+pub const STAMPED_TLV_CRC_BYTES: usize = 4;
 /// Bytes of the body header of a batch.
 pub const BODY_HEADER_BYTES: usize = 64;
 /// Largest batch body (body header, index section and values section).
@@ -37,6 +39,10 @@ pub const HEADERS_MAX: usize = 64;
 pub const LABEL_BYTES_MAX: usize = 63;
 /// Largest stream name (last part).
 pub const STREAM_NAME_BYTES_MAX: usize = 127;
+/// Largest field that carries a name. Every name of the grammar fits; a longer one is refused with its own error.
+pub const NAME_BYTES_MAX: usize = 512;
+/// Largest settings block of a stream or tenant.
+pub const SETTINGS_BYTES_MAX: usize = 4 << 10;
 /// Largest key filter pattern.
 pub const PATTERN_BYTES_MAX: usize = 256;
 /// Largest number of tokens in a key filter pattern.
@@ -65,6 +71,7 @@ const _: () = assert!(
     ENVELOPE_BYTES + ROUTE_BYTES + 2 * TLV_BYTES_MAX + 64 + STAMPED_HEADER_BYTES + BATCH_BODY_BYTES_MAX
         <= FRAME_BYTES_MAX
 );
+const _: () = assert!(2 * LABEL_BYTES_MAX + STREAM_NAME_BYTES_MAX + 2 <= NAME_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX + HEADERS_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () = assert!(BATCH_BODY_BYTES_MAX <= VALUES_BYTES_MAX);
 const _: () = assert!(TOKEN_BYTES_MAX + CLIENT_NAME_BYTES_MAX < CONTROL_FRAME_BYTES_MAX);

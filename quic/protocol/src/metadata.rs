@@ -10,6 +10,7 @@
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::ids::{CoreId, ShardId, ShardIndex, StreamId};
+use crate::limits::NAME_BYTES_MAX;
 use crate::names::{NamespaceName, StreamName};
 use crate::position::{Epoch, Lineage, Offset};
 use crate::time::Timestamp;
@@ -277,12 +278,12 @@ pub enum Reply {
 
 /// Reads a namespace name.
 pub fn read_namespace(reader: &mut Reader<'_>) -> Result<NamespaceName, DecodeError> {
-    NamespaceName::parse(reader.text16(512)?).map_err(|_| DecodeError::BadField("namespace name"))
+    NamespaceName::parse(reader.text16(NAME_BYTES_MAX)?).map_err(DecodeError::BadName)
 }
 
 /// Reads a stream name.
 pub fn read_stream_name(reader: &mut Reader<'_>) -> Result<StreamName, DecodeError> {
-    StreamName::parse(reader.text16(512)?).map_err(|_| DecodeError::BadField("stream name"))
+    StreamName::parse(reader.text16(NAME_BYTES_MAX)?).map_err(DecodeError::BadName)
 }
 
 /// Appends a name.

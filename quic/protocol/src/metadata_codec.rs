@@ -15,7 +15,7 @@
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::envelope::{TLV_MANDATORY, Tlvs};
 use crate::ids::{CoreId, ShardId, ShardIndex, StreamId};
-use crate::limits::{LABEL_BYTES_MAX, LIST_PAGE_MAX, SHARDS_MAX};
+use crate::limits::{LIST_PAGE_MAX, NAME_BYTES_MAX, SETTINGS_BYTES_MAX, SHARDS_MAX};
 use crate::metadata::*;
 use crate::names::check_label;
 use crate::position::{Epoch, Lineage, Offset};
@@ -64,7 +64,7 @@ fn read_settings<'a>(
     reader: &mut Reader<'a>,
     mut take: impl FnMut(u16, &'a [u8]) -> Result<bool, DecodeError>,
 ) -> Result<(), DecodeError> {
-    for item in Tlvs(reader.bytes16(4_096)?) {
+    for item in Tlvs(reader.bytes16(SETTINGS_BYTES_MAX)?) {
         let (kind, value) = item?;
         if !take(kind & !TLV_MANDATORY, value)? && kind & TLV_MANDATORY != 0 {
             return Err(DecodeError::UnknownMandatoryTlv(kind));
@@ -94,8 +94,8 @@ impl StreamSpec {
             match kind {
                 setting::SHARDS => spec.shards = number32(value)?,
                 setting::DURABILITY => {
-                    let byte = u8::try_from(number(value)?).map_err(|_| DecodeError::BadField("durability"))?;
-                    spec.durability = Durability::from_number(byte).ok_or(DecodeError::BadField("durability"))?;
+                    let byte = u8::try_from(number(value)?).map_err(|_| DecodeError::BadArgument("durability"))?;
+                    spec.durability = Durability::from_number(byte).ok_or(DecodeError::BadArgument("durability"))?;
                 }
                 setting::RETENTION_BYTES => spec.retention_bytes = number(value)?,
                 setting::RETENTION_AGE_MS => spec.retention_age_ms = Some(number(value)?),
@@ -105,7 +105,7 @@ impl StreamSpec {
             Ok(true)
         })?;
         if spec.shards == 0 || spec.shards > SHARDS_MAX {
-            return Err(DecodeError::BadField("shards"));
+            return Err(DecodeError::BadArgument("shards"));
         }
         Ok(spec)
     }
@@ -173,8 +173,8 @@ impl TenantLimits {
 }
 
 fn label(reader: &mut Reader<'_>) -> Result<String, DecodeError> {
-    let text = reader.text16(LABEL_BYTES_MAX)?;
-    check_label(text).map_err(|_| DecodeError::BadField("name"))?;
+    let text = reader.text16(NAME_BYTES_MAX)?;
+    check_label(text).map_err(DecodeError::BadName)?;
     Ok(text.to_string())
 }
 
@@ -199,7 +199,7 @@ fn read_option<'a, T>(
     }
 }
 
-fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
+pub(crate) fn read_bool(reader: &mut Reader<'_>) -> Result<bool, DecodeError> {
     match reader.u8()? {
         0 => Ok(false),
         1 => Ok(true),
