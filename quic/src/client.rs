@@ -113,8 +113,7 @@ impl ClientConnection {
             None => (Some(server_name), &mut connector.by_name),
         };
         let quic = quiche::connect_with_dcid(name, &own, &first, local, peer, config).map_err(|_| ConnectError::Tls)?;
-        let counters =
-            Counters { connections: 1, handshakes_in_flight: 1, handshakes_total: 1, ..Counters::default() };
+        let counters = Counters { connections: 1, handshakes_in_flight: 1, handshakes_total: 1, ..Counters::default() };
         Ok(ClientConnection {
             connection: Connection::new(quic, peer, now, habits),
             events: VecDeque::new(),
@@ -247,8 +246,12 @@ impl ClientConnection {
         if self.connection.phase() != Phase::Open || self.id_to_retire.is_some() {
             return false;
         }
-        match self.connection.quic.migrate_source(local) {
+        let quic = &mut self.connection.quic;
+        let Some(peer) = quic.path_stats().find(|path| path.active).map(|path| path.peer_addr) else { return false };
+        match quic.migrate(local, peer) {
             Ok(id) => {
+                // Ask for proof of the new path: then the old id can go.
+                let _ = quic.probe_path(local, peer);
                 if id != self.id_in_use {
                     self.id_to_retire = Some(self.id_in_use);
                     self.id_in_use = id;

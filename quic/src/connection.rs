@@ -170,10 +170,9 @@ impl Connection {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let ours = match self.phase {
             Phase::Handshaking => Some(self.handshake_deadline),
-            Phase::Open => [self.keep_alive.map(|interval| self.last_heard + interval), self.ack.due]
-                .into_iter()
-                .flatten()
-                .min(),
+            Phase::Open => {
+                [self.keep_alive.map(|interval| self.last_heard + interval), self.ack.due].into_iter().flatten().min()
+            }
             Phase::Over => None,
         };
         [self.quic.timeout_instant(), ours].into_iter().flatten().min()

@@ -97,8 +97,7 @@ impl Endpoint {
         config.validate()?;
         let core = core.validate()?;
         let entropy = Entropy::new();
-        let tokens =
-            RetryTokens::new(&entropy, now, config.retry_token_lifetime).map_err(|_| ConfigError::Entropy)?;
+        let tokens = RetryTokens::new(&entropy, now, config.retry_token_lifetime).map_err(|_| ConfigError::Entropy)?;
         Ok(Endpoint {
             core,
             secrets,

@@ -48,7 +48,5 @@ pub use endpoint::Endpoint;
 pub use error::{ConfigError, ConnectError, DatagramError, StreamError};
 pub use event::{CloseReason, Event, Recv, Transmit};
 pub use secrets::EndpointSecrets;
-pub use settings::{
-    AckDelay, ClientConfig, Congestion, EndpointConfig, RetryPolicy, TransportConfig,
-};
+pub use settings::{AckDelay, ClientConfig, Congestion, EndpointConfig, RetryPolicy, TransportConfig};
 pub use tls::{ALPN, ClientAuth, ClientTls, ServerTls};

@@ -207,10 +207,7 @@ impl TransportConfig {
             self.connection_window_initial_bytes <= self.connection_window_max_bytes,
             "connection_window_initial_bytes",
         )?;
-        check(
-            self.stream_window_initial_bytes <= self.stream_window_max_bytes,
-            "stream_window_initial_bytes",
-        )?;
+        check(self.stream_window_initial_bytes <= self.stream_window_max_bytes, "stream_window_initial_bytes")?;
         check(
             self.ack_delay.is_none_or(|delay| {
                 delay.wait_max > Duration::ZERO
@@ -223,8 +220,8 @@ impl TransportConfig {
 
     /// The quiche side of these settings, around a TLS context.
     pub(crate) fn to_quiche(&self, tls: SslContextBuilder) -> Result<quiche::Config, ConfigError> {
-        let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)
-            .map_err(|_| ConfigError::Tls)?;
+        let mut config =
+            quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls).map_err(|_| ConfigError::Tls)?;
         config.set_application_protos(&[ALPN]).map_err(|_| ConfigError::Tls)?;
         config.grease(false);
         config.set_max_idle_timeout(self.idle_timeout.as_millis().min(u128::from(u32::MAX)) as u64);

@@ -82,10 +82,11 @@ impl<T> Slots<T> {
 
     /// Every handle; for closing all of them.
     pub(crate) fn ids(&self) -> impl Iterator<Item = ConnId> {
-        self.slots.iter().enumerate().filter(|(_, slot)| slot.value.is_some()).map(|(at, slot)| ConnId {
-            slot: at as u32,
-            generation: slot.generation,
-        })
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.value.is_some())
+            .map(|(at, slot)| ConnId { slot: at as u32, generation: slot.generation })
     }
 }
 

@@ -18,7 +18,7 @@ use crate::conn_id::Cid;
 use crate::counters::Counters;
 use crate::event::Transmit;
 use crate::refuse;
-use crate::secrets::{Entropy, EndpointSecrets};
+use crate::secrets::{EndpointSecrets, Entropy};
 
 /// Largest answer: a Retry with the longest ids and token, rounded up.
 pub(crate) const ANSWER_BYTES_MAX: usize = 256;
@@ -57,21 +57,11 @@ impl Answers {
     pub(crate) fn pop_into(&mut self, out: &mut [u8]) -> Option<Transmit> {
         let answer = self.waiting.pop_front()?;
         out.get_mut(..answer.len)?.copy_from_slice(&answer.bytes[..answer.len]);
-        Some(Transmit {
-            bytes: answer.len,
-            segment_bytes: None,
-            to: answer.path.peer,
-            from: answer.path.local,
-        })
+        Some(Transmit { bytes: answer.len, segment_bytes: None, to: answer.path.peer, from: answer.path.local })
     }
 
     /// Queues what `write` makes; false if the queue is full or nothing was made.
-    fn push(
-        &mut self,
-        path: Path,
-        counters: &mut Counters,
-        write: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> bool {
+    fn push(&mut self, path: Path, counters: &mut Counters, write: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         if self.waiting.len() >= self.max {
             counters.dropped_answers += 1;
             return false;

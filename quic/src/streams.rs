@@ -195,7 +195,9 @@ impl Connection {
         match self.quic.dgram_send(bytes) {
             Ok(()) => Ok(()),
             Err(quiche::Error::Done) => Err(DatagramError::Full),
-            Err(quiche::Error::BufferTooShort) => Err(DatagramError::TooLarge { max: self.datagram_max().unwrap_or(0) }),
+            Err(quiche::Error::BufferTooShort) => {
+                Err(DatagramError::TooLarge { max: self.datagram_max().unwrap_or(0) })
+            }
             Err(_) => Err(DatagramError::Unsupported),
         }
     }

@@ -125,8 +125,7 @@ fn new_context() -> Result<SslContextBuilder, ConfigError> {
 }
 
 fn set_identity(context: &mut SslContextBuilder, chain: &[u8], key: &[u8]) -> Result<(), ConfigError> {
-    let mut certificates =
-        X509::stack_from_pem(chain).map_err(|_| ConfigError::CertificateChain)?.into_iter();
+    let mut certificates = X509::stack_from_pem(chain).map_err(|_| ConfigError::CertificateChain)?.into_iter();
     let leaf = certificates.next().ok_or(ConfigError::CertificateChain)?;
     let key: PKey<Private> = PKey::private_key_from_pem(key).map_err(|_| ConfigError::PrivateKey)?;
     let matches = leaf.public_key().map_err(|_| ConfigError::CertificateChain)?.public_eq(&key);

@@ -101,9 +101,8 @@ mod tests {
         let peer: SocketAddr = "10.0.0.1:4000".parse().unwrap();
         let original = Cid::new(&[3; 16]).unwrap();
         let token = tokens.issue(now, peer, &original, b"retry id");
-        let good = |now, peer, id: &[u8], token: &[u8]| {
-            tokens.check(now, peer, id, token).map(|id| id.as_slice().to_vec())
-        };
+        let good =
+            |now, peer, id: &[u8], token: &[u8]| tokens.check(now, peer, id, token).map(|id| id.as_slice().to_vec());
         assert_eq!(good(now, peer, b"retry id", &token), Some(vec![3; 16]));
         assert_eq!(good(now + Duration::from_secs(5), peer, b"retry id", &token), Some(vec![3; 16]));
         assert_eq!(good(now + Duration::from_millis(5_001), peer, b"retry id", &token), None, "expired");

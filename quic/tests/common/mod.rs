@@ -7,13 +7,14 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use felix_quic::{
     ClientAuth, ClientConfig, ClientConnection, ClientTls, ConnId, Connector, CoreSlot, Endpoint, EndpointConfig,
     EndpointSecrets, Event, Route, ServerTls, StreamError, Transmit,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PublicKeyData};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// A certificate authority and what it signed.
 pub struct Pki {
@@ -25,8 +26,9 @@ impl Pki {
     pub fn new() -> Pki {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("felix test authority {}", COUNT.fetch_add(1, Ordering::Relaxed));
         let key = KeyPair::generate().unwrap();
-        let name = format!("felix test authority {:?}", &key.public_key_raw()[..8]);
         params.distinguished_name.push(DnType::CommonName, name);
         let ca = params.self_signed(&key).unwrap();
         Pki { ca_pem: ca.pem().into_bytes(), issuer: Issuer::new(params, key) }
@@ -308,7 +310,8 @@ impl World {
             text += &format!("core {at}: {counts:?}\n");
         }
         for client in self.clients.iter().rev().take(3) {
-            text += &format!("client {}: {:?}\n", client.public, client.events);
+            let connected = client.is_connected();
+            text += &format!("client {}: connected {connected}, closed {:?}\n", client.public, client.closed());
         }
         text
     }
