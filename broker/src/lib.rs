@@ -2,5 +2,9 @@
 
 #![deny(unsafe_code)]
 
+pub mod dev;
+pub mod http;
 #[allow(unsafe_code)]
 pub mod io;
+pub mod metrics;
+pub mod self_check;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   addr, fixed     socket addresses, memory that the kernel points into
+//!   sys             system calls of the self-check
 //!   bind            one SO_REUSEPORT group per listen address, steering by connection id
 //!   udp, transmit   datagrams in (recvmmsg, GRO), datagrams out (sendmmsg, GSO)
 //!   doorbell, mesh  bounded rings between cores, and who must be woken
@@ -20,6 +21,7 @@ pub mod doorbell;
 pub mod executor;
 mod fixed;
 pub mod mesh;
+pub mod sys;
 pub mod transmit;
 pub mod udp;
 pub mod wait;

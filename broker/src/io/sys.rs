@@ -1,0 +1,86 @@
+//! What: the few system calls of the start-up self-check, with a safe face.
+//!
+//! Invariants: nothing here changes the process but `raise_soft_limit`.
+//!
+//! Never: judgement; that is `self_check.rs`.
+//!
+//! See: `self_check.rs`.
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A resource limit of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Bytes of memory that may be locked: io_uring buffers.
+    LockedMemory,
+    /// Open files: sockets, rings, segments.
+    OpenFiles,
+}
+
+/// A limit; `u64::MAX` is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// What holds now.
+    pub soft: u64,
+    /// How far the process may raise it.
+    pub hard: u64,
+}
+
+/// Reads a limit.
+pub fn limit(resource: Resource) -> io::Result<Limit> {
+    // SAFETY: rlimit is plain data; zero is valid.
+    let mut raw: libc::rlimit = unsafe { zeroed() };
+    // SAFETY: `raw` lives through the call.
+    check(unsafe { libc::getrlimit(code(resource), &mut raw) })?;
+    Ok(Limit { soft: raw.rlim_cur, hard: raw.rlim_max })
+}
+
+/// Raises the soft limit to `wanted`, or to the hard limit if that is lower, and returns what holds after.
+pub fn raise_soft_limit(resource: Resource, wanted: u64) -> io::Result<Limit> {
+    let now = limit(resource)?;
+    if now.soft >= wanted || now.soft == now.hard {
+        return Ok(now);
+    }
+    let raw = libc::rlimit { rlim_cur: wanted.min(now.hard), rlim_max: now.hard };
+    // SAFETY: `raw` lives through the call.
+    check(unsafe { libc::setrlimit(code(resource), &raw) })?;
+    limit(resource)
+}
+
+fn code(resource: Resource) -> libc::__rlimit_resource_t {
+    match resource {
+        Resource::LockedMemory => libc::RLIMIT_MEMLOCK,
+        Resource::OpenFiles => libc::RLIMIT_NOFILE,
+    }
+}
+
+/// The CPUs this process may run on, ascending. A cgroup's CPU set is part of it.
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: cpu_set_t is plain data; zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { zeroed() };
+    // SAFETY: the set lives through the call and has the size given.
+    check(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) })?;
+    // SAFETY: CPU_ISSET reads inside the set for numbers below CPU_SETSIZE.
+    Ok((0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
+}
+
+/// Makes a small io_uring and closes it again.
+pub fn try_io_uring() -> io::Result<()> {
+    // struct io_uring_params: 120 bytes of plain data, all zero for the defaults.
+    let mut params = [0u64; 15];
+    // SAFETY: the parameters live through the call and have the size the kernel writes; the descriptor is ours alone.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_io_uring_setup, 8u32, params.as_mut_ptr());
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        drop(OwnedFd::from_raw_fd(fd as i32));
+    }
+    Ok(())
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
