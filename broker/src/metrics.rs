@@ -1,0 +1,254 @@
+//! What: the numbers of the broker, and how they become the Prometheus text of `/metrics`.
+//!
+//! Each core owns a block of words that only it writes: a count costs a load and a store, no lock and no locked
+//! instruction. The HTTP side reads the blocks of all cores and labels each sample with its core.
+//!
+//! Invariants: a block has one writer; blocks of two cores share no cache line; a new number is one line in the list
+//! below; the numbers of one scrape need not be of one moment.
+//!
+//! Never: a label whose values grow with use (stream, tenant, address); a lock; a number that nobody sets.
+//!
+//! See: `http.rs`, which serves the text.
+
+use crate::io::mesh::MeshCounters;
+use crate::io::transmit::TransmitCounters;
+use crate::io::udp::ReceiveCounters;
+use crate::io::wait::WaitCounters;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number with one writer and any number of readers.
+#[derive(Debug, Default)]
+pub struct Number(AtomicU64);
+
+impl Number {
+    /// Adds. Only from the block's own core.
+    pub fn add(&self, more: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(more), Relaxed);
+    }
+
+    /// Sets. Only from the block's own core.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Reads, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What a number is: `counter` only grows, `gauge` goes up and down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; its name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+}
+
+/// One line of the list: what a number is called and where it is.
+pub struct Metric<B> {
+    /// Prometheus name.
+    pub name: &'static str,
+    /// Help text, one sentence.
+    pub help: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// Where it is in a block.
+    pub read: fn(&B) -> u64,
+}
+
+/// Declares a block of numbers: `field: Kind "prometheus_name" "Help.";` per number.
+macro_rules! block {
+    ($(#[$meta:meta])* $block:ident { $($field:ident: $kind:ident $name:literal $help:literal;)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct $block {
+            $(#[doc = $help] pub $field: Number,)*
+        }
+
+        impl $block {
+            /// All numbers of the block, in the order of the text.
+            pub const LIST: &[Metric<$block>] = &[
+                $(Metric { name: $name, help: $help, kind: Kind::$kind, read: |block| block.$field.get() },)*
+            ];
+        }
+    };
+}
+
+block! {
+    /// One core's numbers.
+    CoreMetrics {
+        turns: Counter "felix_core_turns_total" "Turns of the core's loop.";
+        wait_spins: Counter "felix_core_spins_total" "Turns that found nothing and polled on.";
+        wait_parks: Counter "felix_core_parks_total" "Turns that found nothing and parked the core.";
+        receive_calls: Counter "felix_udp_receive_calls_total" "System calls that asked for datagrams.";
+        receive_empty_calls: Counter "felix_udp_receive_empty_calls_total" "System calls that found no datagram.";
+        receive_messages: Counter "felix_udp_receive_messages_total" "Datagrams or merged trains received.";
+        receive_datagrams: Counter "felix_udp_receive_datagrams_total" "Datagrams received.";
+        receive_bytes: Counter "felix_udp_receive_bytes_total" "Bytes of datagrams received.";
+        receive_dropped_by_kernel: Counter "felix_udp_receive_dropped_by_kernel_total" "Datagrams the kernel dropped since the socket's buffer was full.";
+        receive_dropped_bad: Counter "felix_udp_receive_dropped_bad_total" "Datagrams dropped since they were empty or cut off.";
+        receive_misrouted: Counter "felix_udp_receive_misrouted_total" "Datagrams that belong to another core and were handed over.";
+        transmit_calls: Counter "felix_udp_transmit_calls_total" "System calls that sent datagrams.";
+        transmit_messages: Counter "felix_udp_transmit_messages_total" "Datagrams or trains sent.";
+        transmit_datagrams: Counter "felix_udp_transmit_datagrams_total" "Datagrams sent.";
+        transmit_bytes: Counter "felix_udp_transmit_bytes_total" "Bytes of datagrams sent.";
+        transmit_blocked: Counter "felix_udp_transmit_blocked_total" "System calls that found the socket's send buffer full.";
+        transmit_dropped_too_big: Counter "felix_udp_transmit_dropped_too_big_total" "Datagrams larger than the path takes, path MTU probes included.";
+        transmit_dropped_unreachable: Counter "felix_udp_transmit_dropped_unreachable_total" "Datagrams without a route, or refused.";
+        transmit_dropped_no_buffers: Counter "felix_udp_transmit_dropped_no_buffers_total" "Datagrams the kernel had no memory for.";
+        transmit_dropped_other: Counter "felix_udp_transmit_dropped_other_total" "Datagrams the kernel refused for another reason.";
+        mesh_sent: Counter "felix_mesh_sent_total" "Messages sent to other cores.";
+        mesh_received: Counter "felix_mesh_received_total" "Messages received from other cores.";
+        mesh_full: Counter "felix_mesh_full_total" "Sends refused since the other core's ring was full.";
+        mesh_wakes: Counter "felix_mesh_wakes_total" "Wake-ups given to sleeping cores.";
+        connections: Gauge "felix_connections" "Open client connections.";
+        connections_opened: Counter "felix_connections_opened_total" "Client connections accepted.";
+        connections_refused: Counter "felix_connections_refused_total" "Client connections refused by a limit or a failed handshake.";
+        publish_channels: Gauge "felix_publish_channels" "Open publish channels.";
+        subscriptions: Gauge "felix_subscriptions" "Open subscriptions.";
+        publish_batches: Counter "felix_publish_batches_total" "Batches accepted from publishers.";
+        publish_records: Counter "felix_publish_records_total" "Records accepted from publishers.";
+        publish_bytes: Counter "felix_publish_bytes_total" "Bytes of batches accepted from publishers.";
+        publish_refused: Counter "felix_publish_refused_total" "Batches refused with an error or a retry.";
+        deliver_batches: Counter "felix_deliver_batches_total" "Batches handed to subscribers.";
+        deliver_records: Counter "felix_deliver_records_total" "Records handed to subscribers.";
+        deliver_bytes: Counter "felix_deliver_bytes_total" "Bytes of batches handed to subscribers.";
+        deliver_gaps: Counter "felix_deliver_gaps_total" "Gap notices given to subscribers.";
+        memory_bytes: Gauge "felix_core_memory_bytes" "Bytes charged to the core's budget.";
+    }
+}
+
+impl CoreMetrics {
+    /// Takes over the plain counters of the edge. Called by the core now and then, say once per millisecond of work.
+    pub fn take_edge(
+        &self,
+        receive: &ReceiveCounters,
+        transmit: &TransmitCounters,
+        mesh: &MeshCounters,
+        wait: &WaitCounters,
+    ) {
+        self.receive_calls.set(receive.calls);
+        self.receive_empty_calls.set(receive.empty_calls);
+        self.receive_messages.set(receive.messages);
+        self.receive_datagrams.set(receive.datagrams);
+        self.receive_bytes.set(receive.bytes);
+        self.receive_dropped_by_kernel.set(receive.dropped_by_kernel);
+        self.receive_dropped_bad.set(receive.dropped_truncated + receive.dropped_empty);
+        self.transmit_calls.set(transmit.calls);
+        self.transmit_messages.set(transmit.messages);
+        self.transmit_datagrams.set(transmit.datagrams);
+        self.transmit_bytes.set(transmit.bytes);
+        self.transmit_blocked.set(transmit.blocked);
+        self.transmit_dropped_too_big.set(transmit.dropped_too_big);
+        self.transmit_dropped_unreachable.set(transmit.dropped_unreachable);
+        self.transmit_dropped_no_buffers.set(transmit.dropped_no_buffers);
+        self.transmit_dropped_other.set(transmit.dropped_other);
+        self.mesh_sent.set(mesh.sent);
+        self.mesh_received.set(mesh.received);
+        self.mesh_full.set(mesh.full);
+        self.mesh_wakes.set(mesh.wakes);
+        self.wait_spins.set(wait.spins);
+        self.wait_parks.set(wait.parks);
+    }
+}
+
+/// The blocks of all cores, and facts that do not change.
+pub struct Metrics {
+    cores: Vec<Arc<CoreMetrics>>,
+    version: &'static str,
+    started_seconds: u64,
+}
+
+impl Metrics {
+    /// Blocks for `cores` cores. `started_seconds`: Unix time of the start.
+    pub fn new(cores: usize, version: &'static str, started_seconds: u64) -> Metrics {
+        Metrics { cores: (0..cores).map(|_| Arc::default()).collect(), version, started_seconds }
+    }
+
+    /// The block of one core; give it to that core and nobody else.
+    pub fn core(&self, index: usize) -> Arc<CoreMetrics> {
+        self.cores[index].clone()
+    }
+
+    /// The sum of one number over all cores.
+    pub fn sum(&self, read: fn(&CoreMetrics) -> u64) -> u64 {
+        self.cores.iter().map(|core| read(core)).sum()
+    }
+
+    /// Appends the Prometheus text, format 0.0.4.
+    pub fn render(&self, out: &mut String) {
+        header(out, "felix_build_info", Kind::Gauge, "The running version.");
+        let _ = writeln!(out, "felix_build_info{{version=\"{}\"}} 1", self.version);
+        header(out, "felix_start_time_seconds", Kind::Gauge, "Unix time of the start.");
+        let _ = writeln!(out, "felix_start_time_seconds {}", self.started_seconds);
+        for metric in CoreMetrics::LIST {
+            header(out, metric.name, metric.kind, metric.help);
+            for (index, core) in self.cores.iter().enumerate() {
+                let _ = writeln!(out, "{}{{core=\"{index}\"}} {}", metric.name, (metric.read)(core));
+            }
+        }
+    }
+}
+
+/// Appends the two comment lines of a metric. Others who add to the text use it too.
+pub fn header(out: &mut String, name: &str, kind: Kind, help: &str) {
+    let kind = match kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+    };
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn the_text_has_every_number_once_per_core() {
+        let metrics = Metrics::new(2, "0.1.0", 1_700_000_000);
+        metrics.core(0).publish_records.add(5);
+        metrics.core(1).publish_records.add(7);
+        metrics.core(1).publish_records.add(1);
+        metrics.core(1).connections.set(3);
+        assert_eq!(metrics.sum(|core| core.publish_records.get()), 13);
+        let mut text = String::new();
+        metrics.render(&mut text);
+        for line in [
+            "felix_build_info{version=\"0.1.0\"} 1",
+            "felix_start_time_seconds 1700000000",
+            "# TYPE felix_publish_records_total counter",
+            "felix_publish_records_total{core=\"0\"} 5",
+            "felix_publish_records_total{core=\"1\"} 8",
+            "# TYPE felix_connections gauge",
+            "felix_connections{core=\"1\"} 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+        }
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let names: Vec<&str> = samples.clone().map(|line| line.rsplit_once(' ').unwrap().0).collect();
+        assert_eq!(names.len(), names.iter().collect::<HashSet<_>>().len(), "a sample appears twice");
+    }
+
+    #[test]
+    fn names_follow_the_rules() {
+        let mut seen = HashSet::new();
+        for metric in CoreMetrics::LIST {
+            assert!(seen.insert(metric.name), "{} appears twice", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.name.starts_with("felix_") && metric.help.ends_with('.'), "{}", metric.name);
+            assert!(metric.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{}", metric.name);
+        }
+    }
+
+    #[test]
+    fn blocks_share_no_cache_line() {
+        assert_eq!(align_of::<CoreMetrics>(), 128);
+        assert_eq!(size_of::<CoreMetrics>() % 128, 0);
+    }
+}
