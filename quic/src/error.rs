@@ -22,7 +22,8 @@ pub enum StreamError {
     Stopped(u64),
     /// The peer allows no further stream of this kind now.
     StreamLimit,
-    /// The stream does not exist, is over, or cannot be used in this direction.
+    /// The stream does not exist, cannot be used in this direction, or is over: ended and acknowledged,
+    /// reset, or stopped by the peer while nobody was writing.
     UnknownStream,
     /// Bytes after the end of the stream were offered.
     Finished,

@@ -4,7 +4,7 @@
 //!
 //! **Invariants.** A `Connected` is followed by exactly one `Closed` of the same id. On the server a
 //! connection that never came to `Connected` is only counted; on the client `Closed` always comes,
-//! once. A stream is announced at most once until it was read empty.
+//! once. A stream is announced at most once until it was read from.
 //!
 //! **Never.** No event is lost because its reader is slow: events are made when they are polled.
 //!
@@ -28,7 +28,7 @@ pub enum Event {
         peer_cert: Option<Vec<u8>>,
     },
     /// Bytes or the end of the stream wait. Read until `WouldBlock`, or remember that there is more:
-    /// the event comes again only after the stream was read empty.
+    /// the event need not come again before the stream was read empty.
     StreamReadable {
         /// The connection.
         conn: ConnId,
@@ -57,7 +57,8 @@ pub enum Event {
         /// Application error code of the peer.
         code: u64,
     },
-    /// The peer does not want more bytes of this stream.
+    /// The peer does not want more bytes of a stream that waits to be writable. (A writer that does not
+    /// wait learns it from its next `stream_send`.)
     StreamStopped {
         /// The connection.
         conn: ConnId,

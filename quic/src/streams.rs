@@ -72,9 +72,10 @@ fn take(list: &mut Vec<u64>, stream: u64) -> bool {
 impl Connection {
     /// The event of a stream that quiche calls readable: bytes, an end, or a reset.
     pub(crate) fn readable_event(&mut self, conn: ConnId, stream: u64) -> Event {
-        // An empty stream is readable only for its end or its reset, and only a read tells which.
+        // An empty stream is readable only for its end or its reset, and only a read tells which. (With
+        // an empty buffer quiche would keep the end and call the stream readable again and again.)
         if self.quic.stream_readable_len(stream, 1) == 0 {
-            match self.quic.stream_recv(stream, &mut []) {
+            match self.quic.stream_recv(stream, &mut [0]) {
                 Err(quiche::Error::StreamReset(code)) => return Event::StreamReset { conn, stream, code },
                 Ok((_, true)) => self.marks.ended.push(stream),
                 _ => {}
@@ -83,7 +84,8 @@ impl Connection {
         Event::StreamReadable { conn, stream }
     }
 
-    /// The event of a stream that quiche calls writable, if anybody waits for it.
+    /// The event of a stream that quiche calls writable, if anybody waits for it. (quiche does not name a
+    /// stopped stream here that could have been written to; its writer learns it from its next send.)
     pub(crate) fn writable_event(&mut self, conn: ConnId, stream: u64) -> Option<Event> {
         let waited = self.marks.unblock(stream);
         match self.quic.stream_capacity(stream) {
@@ -95,8 +97,6 @@ impl Connection {
 
     pub(crate) fn stream_recv(&mut self, stream: u64, buffer: &mut [u8]) -> Result<Recv, StreamError> {
         if !self.marks.ended.is_empty() && take(&mut self.marks.ended, stream) {
-            // Let quiche forget it too, if it has not yet.
-            let _ = self.quic.stream_recv(stream, &mut [0]);
             return Ok(Recv { bytes: 0, fin: true });
         }
         match self.quic.stream_recv(stream, buffer) {
@@ -119,11 +119,11 @@ impl Connection {
                 }
                 Ok(sent)
             }
-            Err(quiche::Error::Done) if !bytes.is_empty() => {
+            // Done also means that quiche forgot the stream: then no event would ever come.
+            Err(quiche::Error::Done) if !bytes.is_empty() && !self.quic.stream_closed(stream) => {
                 self.marks.block(stream);
                 Ok(0)
             }
-            Err(quiche::Error::Done) => Err(StreamError::Finished),
             Err(error) => {
                 self.marks.unblock(stream);
                 Err(match error {
