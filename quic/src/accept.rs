@@ -122,7 +122,7 @@ impl Endpoint {
     }
 
     fn send_retry(&mut self, now: Instant, initial: &Initial, path: Path) {
-        let Ok(retry_id) = Cid::generate(self.core, &self.entropy) else { return };
+        let Ok(retry_id) = Cid::generate_for_retry(self.core, &self.entropy) else { return };
         let token = self.tokens.issue(now, path.peer, &initial.dcid, retry_id.as_slice());
         let ids = (initial.scid.as_slice(), initial.dcid.as_slice());
         self.answers.retry(path, ids, &retry_id, &token, &mut self.counters);

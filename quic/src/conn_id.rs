@@ -20,6 +20,9 @@ use crate::secrets::{Entropy, NoEntropy};
 
 /// Bytes of the connection ids that servers issue.
 pub(crate) const SERVER_ID_BYTES: usize = 16;
+/// Bytes of the ids in our Retry packets. They live for one handshake, and quiche has 128 bytes for all
+/// transport parameters: with 16 here and a client's id of 20 they do not fit.
+const RETRY_ID_BYTES: usize = 8;
 /// Longest connection id of QUIC version 1 (RFC 9000 section 17.2).
 pub(crate) const ID_BYTES_MAX: usize = 20;
 /// Shortest connection id that a client may pick for its first packet (RFC 9000 section 7.2).
@@ -114,10 +117,19 @@ impl Cid {
 
     /// A new server id that leads to `core`.
     pub(crate) fn generate(core: CoreSlot, entropy: &Entropy) -> Result<Cid, NoEntropy> {
+        Cid::random(core, SERVER_ID_BYTES, entropy)
+    }
+
+    /// A new id for a Retry that leads to `core`.
+    pub(crate) fn generate_for_retry(core: CoreSlot, entropy: &Entropy) -> Result<Cid, NoEntropy> {
+        Cid::random(core, RETRY_ID_BYTES, entropy)
+    }
+
+    fn random(core: CoreSlot, len: usize, entropy: &Entropy) -> Result<Cid, NoEntropy> {
         let mut bytes = [0; ID_BYTES_MAX];
-        entropy.fill(&mut bytes[..SERVER_ID_BYTES])?;
+        entropy.fill(&mut bytes[..len])?;
         bytes[0] = core.first_byte(bytes[0]);
-        Ok(Cid { bytes, len: SERVER_ID_BYTES as u8 })
+        Ok(Cid { bytes, len: len as u8 })
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {

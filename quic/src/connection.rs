@@ -130,6 +130,9 @@ impl Connection {
 
     /// Takes a datagram. An error inside is quiche's reason to close; it is seen by `end`.
     pub(crate) fn heard(&mut self, now: Instant, datagram: &mut [u8], path: Path) -> Attention {
+        if self.is_cut_off() {
+            return Attention::Later;
+        }
         let info = quiche::RecvInfo { from: path.peer, to: path.local };
         let _ = self.quic.recv(datagram, info);
         self.last_heard = now;

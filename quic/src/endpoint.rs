@@ -14,7 +14,8 @@
 //!
 //! **Never.** A walk over all connections (but `close_all`).
 //!
-//! **See** `accept.rs` for ids nobody knows, `connection.rs` for one connection.
+//! **See** `accept.rs` for ids nobody knows, `calls.rs` for what the application calls, `connection.rs`
+//! for one connection.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -24,8 +25,8 @@ use crate::admission::{Source, Sources};
 use crate::conn_id::{self, Cid, ConnId, CoreSlot, Head, Route};
 use crate::connection::{Attention, ConnStats, Connection, Habits, Phase};
 use crate::counters::Counters;
-use crate::error::{ConfigError, DatagramError, StreamError};
-use crate::event::{CONNECTION_REFUSED, CloseReason, Event, Recv, Transmit};
+use crate::error::ConfigError;
+use crate::event::{CONNECTION_REFUSED, CloseReason, Event, Transmit};
 use crate::heap::TimerHeap;
 use crate::secrets::{EndpointSecrets, Entropy};
 use crate::settings::EndpointConfig;
@@ -168,7 +169,7 @@ impl Endpoint {
         self.attend(conn, attention);
     }
 
-    fn attend(&mut self, conn: ConnId, attention: Attention) {
+    pub(crate) fn attend(&mut self, conn: ConnId, attention: Attention) {
         match attention {
             Attention::Send => self.soil(conn),
             Attention::Later => self.rearm(conn),
@@ -430,88 +431,6 @@ impl Endpoint {
         }
     }
 
-    /// Reads from a stream. Works at any time, event or not.
-    pub fn stream_recv(&mut self, conn: ConnId, stream: u64, buffer: &mut [u8]) -> Result<Recv, StreamError> {
-        let connection = self.connection(conn)?;
-        let result = connection.stream_recv(stream, buffer);
-        if result.is_ok() && connection.attention_after_read() == Attention::Send {
-            self.soil(conn);
-        }
-        result
-    }
-
-    /// Writes to a stream. A short count (also 0) is flow or congestion control: `StreamWritable`
-    /// follows. `fin` counts only if all bytes were taken.
-    pub fn stream_send(&mut self, conn: ConnId, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, StreamError> {
-        let result = self.connection(conn)?.stream_send(stream, bytes, fin);
-        self.soil(conn);
-        result
-    }
-
-    /// Bytes that `stream_send` would take now.
-    pub fn stream_capacity(&mut self, conn: ConnId, stream: u64) -> Result<usize, StreamError> {
-        self.connection(conn)?.stream_capacity(stream)
-    }
-
-    /// Asks the peer to stop sending (STOP_SENDING) and drops what is unread.
-    pub fn stream_shutdown_read(&mut self, conn: ConnId, stream: u64, code: u64) -> Result<(), StreamError> {
-        let result = self.connection(conn)?.stream_shutdown_read(stream, code);
-        self.soil(conn);
-        result
-    }
-
-    /// Gives up sending on a stream (RESET_STREAM) and drops what is unsent.
-    pub fn stream_reset(&mut self, conn: ConnId, stream: u64, code: u64) -> Result<(), StreamError> {
-        let result = self.connection(conn)?.stream_reset(stream, code);
-        self.soil(conn);
-        result
-    }
-
-    /// Opens a stream that only we write.
-    pub fn open_uni(&mut self, conn: ConnId) -> Result<u64, StreamError> {
-        self.connection(conn)?.open_uni()
-    }
-
-    /// Opens a stream that both write.
-    pub fn open_bidi(&mut self, conn: ConnId) -> Result<u64, StreamError> {
-        self.connection(conn)?.open_bidi()
-    }
-
-    /// Queues an unreliable datagram.
-    pub fn datagram_send(&mut self, conn: ConnId, bytes: &[u8]) -> Result<(), DatagramError> {
-        let connection = self.connection(conn).map_err(|_| DatagramError::UnknownConnection)?;
-        let result = connection.datagram_send(bytes);
-        self.soil(conn);
-        result
-    }
-
-    /// Reads one datagram; its size.
-    pub fn datagram_recv(&mut self, conn: ConnId, buffer: &mut [u8]) -> Result<usize, DatagramError> {
-        self.connection(conn).map_err(|_| DatagramError::UnknownConnection)?.datagram_recv(buffer)
-    }
-
-    /// Largest datagram that can be sent now; `None` if the peer takes none or is gone.
-    pub fn datagram_max(&self, conn: ConnId) -> Option<usize> {
-        self.served.get(conn)?.connection.datagram_max()
-    }
-
-    /// Closes a connection with an application code. `Closed` follows.
-    pub fn close(&mut self, conn: ConnId, code: u64, reason: &[u8]) {
-        if let Some(served) = self.served.get_mut(conn) {
-            served.connection.close(code, reason);
-            self.soil(conn);
-            self.touch(conn);
-        }
-    }
-
-    /// Closes every connection.
-    pub fn close_all(&mut self, code: u64, reason: &[u8]) {
-        let all: Vec<ConnId> = self.served.ids().collect();
-        for conn in all {
-            self.close(conn, code, reason);
-        }
-    }
-
     /// Refuses every new handshake from now on (CONNECTION_REFUSED), to drain.
     pub fn stop_accepting(&mut self) {
         self.draining = true;
@@ -548,13 +467,6 @@ impl Endpoint {
             handshake_timeout: self.config.transport.handshake_timeout,
             keep_alive: None,
             ack_delay: self.config.transport.ack_delay,
-        }
-    }
-
-    fn connection(&mut self, conn: ConnId) -> Result<&mut Connection, StreamError> {
-        match self.served.get_mut(conn) {
-            Some(served) => Ok(&mut served.connection),
-            None => Err(StreamError::UnknownConnection),
         }
     }
 }

@@ -22,6 +22,7 @@
 
 mod accept;
 mod admission;
+mod calls;
 mod client;
 mod conn_id;
 mod connection;

@@ -22,6 +22,12 @@ const UDP_PAYLOAD_BYTES_MAX: usize = 16_383;
 /// Smallest UDP payload QUIC allows (RFC 9000 section 14).
 const UDP_PAYLOAD_BYTES_MIN: usize = 1_200;
 
+/// Largest window and idle time that take 4 bytes in a transport parameter, and largest stream count
+/// that takes 2. quiche encodes all parameters into 128 bytes; with these bounds they always fit
+/// (`tests/foreign.rs` tries the longest).
+const FOUR_BYTE_MAX: u64 = (1 << 30) - 1;
+const TWO_BYTE_MAX: u64 = (1 << 14) - 1;
+
 /// Congestion control. (quiche paces neither of them, so there is no pacing setting.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Congestion {
@@ -203,6 +209,11 @@ impl TransportConfig {
         check(self.initial_rtt > Duration::ZERO, "initial_rtt")?;
         check(self.initial_window_packets > 0, "initial_window_packets")?;
         check((2..=16).contains(&self.connection_ids_max), "connection_ids_max")?;
+        check(self.idle_timeout.as_millis() <= u128::from(FOUR_BYTE_MAX), "idle_timeout")?;
+        check(self.connection_window_initial_bytes <= FOUR_BYTE_MAX, "connection_window_initial_bytes")?;
+        check(self.stream_window_initial_bytes <= FOUR_BYTE_MAX, "stream_window_initial_bytes")?;
+        check(self.streams_bidi_max <= TWO_BYTE_MAX, "streams_bidi_max")?;
+        check(self.streams_uni_max <= TWO_BYTE_MAX, "streams_uni_max")?;
         check(
             self.connection_window_initial_bytes <= self.connection_window_max_bytes,
             "connection_window_initial_bytes",
@@ -224,7 +235,7 @@ impl TransportConfig {
             quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls).map_err(|_| ConfigError::Tls)?;
         config.set_application_protos(&[ALPN]).map_err(|_| ConfigError::Tls)?;
         config.grease(false);
-        config.set_max_idle_timeout(self.idle_timeout.as_millis().min(u128::from(u32::MAX)) as u64);
+        config.set_max_idle_timeout(self.idle_timeout.as_millis() as u64);
         config.set_initial_max_data(self.connection_window_initial_bytes);
         config.set_max_connection_window(self.connection_window_max_bytes);
         config.set_initial_max_stream_data_bidi_local(self.stream_window_initial_bytes);
