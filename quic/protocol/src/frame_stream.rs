@@ -58,6 +58,11 @@ impl FrameStream {
         self.buffer.len() - self.start
     }
 
+    /// Bytes of memory kept, for accounting.
+    pub fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Gives memory back while idle; keeps an unfinished frame.
     pub fn shrink(&mut self) {
         if self.buffered() == 0 {
