@@ -1,0 +1,92 @@
+use super::*;
+use crate::authorise::Principal;
+use crate::command::{Action, Entry, Internal};
+use felix_protocol::ids::NodeId;
+use felix_protocol::metadata::Command;
+
+/// A state with something in every field.
+fn state() -> State {
+    let mut state = State::new();
+    let name = |text| StreamName::parse(text).unwrap();
+    let create = |text, shards| {
+        let spec = StreamSpec { shards, retention_age_ms: Some(60_000), ..StreamSpec::default() };
+        Action::Client(Command::CreateStream { name: name(text), spec, create_parents: true })
+    };
+    let actions = [
+        Action::Internal(Internal::SetCoreCount { cores: 3 }),
+        Action::Internal(Internal::AllocateProducers { core: CoreId(1), count: 9 }),
+        create("t/n/a", 4),
+        create("t/n/b", 1),
+        Action::Client(Command::DeleteStream { name: name("t/n/b") }),
+        Action::Client(Command::DeleteStream { name: name("t/n/b") }),
+        Action::Internal(Internal::StartNode { node: NodeId(5), session: NodeSession(6) }),
+    ];
+    for (key, action) in (1..).zip(actions) {
+        state.apply(&Entry::new(key, Timestamp(7), Principal::admin(), action));
+    }
+    state
+}
+
+#[test]
+fn a_state_survives() {
+    for state in [State::new(), state()] {
+        let bytes = encode(&state).unwrap();
+        assert_eq!(decode(&bytes).unwrap(), state);
+        assert_eq!(encode(&decode(&bytes).unwrap()).unwrap(), bytes);
+    }
+}
+
+#[test]
+fn repeats_are_recognised_after_a_snapshot() {
+    let state = state();
+    let mut rebuilt = decode(&encode(&state).unwrap()).unwrap();
+    let block = Action::Internal(Internal::AllocateProducers { core: CoreId(1), count: 9 });
+    let repeat = Entry::new(2, Timestamp(9), Principal::admin(), block);
+    let applied = rebuilt.apply(&repeat);
+    assert_eq!((applied.version, applied.producers.map(|it| it.first)), (2, Some(ProducerId(1))));
+    assert_eq!(applied, state.clone().apply(&repeat));
+}
+
+#[test]
+fn an_archive_that_contradicts_itself_is_refused() {
+    type Spoil = fn(&mut v1::Snapshot);
+    let cases: [(&'static str, Spoil); 22] = [
+        ("zero as next id", |it| it.next_stream = 0),
+        ("zero as routing version", |it| it.routing_version = 0),
+        ("core count", |it| it.cores = 65),
+        ("shard on a core that is not there", |it| it.cores = 1),
+        ("node twice", |it| it.nodes.push(v1::Node { node: 5, session: 1 })),
+        ("tenant twice", |it| it.tenants.push(freeze_tenant("t", &TenantLimits::default()))),
+        ("name of a tenant", |it| it.tenants.push(freeze_tenant("../t", &TenantLimits::default()))),
+        ("namespace twice", |it| it.namespaces.push("t/n".into())),
+        ("name of a namespace", |it| it.namespaces.push("t".into())),
+        ("namespace without tenant", |it| it.tenants.clear()),
+        ("stream without namespace", |it| it.namespaces.clear()),
+        ("name of a stream", |it| it.streams[0].info.name = "t/n".into()),
+        ("durability", |it| it.streams[0].info.durability = 9),
+        ("settings of a stream", |it| it.streams[0].info.batch_bytes_max = 0),
+        ("version of a stream", |it| it.streams[0].info.version = 99),
+        ("stream id", |it| it.next_stream = 1),
+        ("shard id", |it| it.streams[0].shards[1].shard = it.streams[0].shards[0].shard),
+        ("lineage", |it| it.next_lineage = 1),
+        ("shard count", |it| drop(it.streams[0].shards.pop())),
+        ("tenant over its limits", |it| it.tenants[0].shards_max = 3),
+        ("idempotency key twice", |it| it.outcomes[1].key = it.outcomes[0].key),
+        ("version of an outcome", |it| it.outcomes.swap(0, 1)),
+    ];
+    for (error, spoil) in cases {
+        let mut frozen = freeze(&state());
+        spoil(&mut frozen);
+        let archive = rkyv::to_bytes::<Failure>(&frozen).unwrap();
+        let frame = seal(FrameKind::StateSnapshot, |out| out.put(&archive)).unwrap();
+        assert_eq!(decode(&frame), Err(SnapshotError::Broken(error)));
+    }
+}
+
+#[test]
+fn a_body_that_is_no_archive_is_refused() {
+    for body in [&b""[..], b"no archive", &[0xff; 200]] {
+        let frame = seal(FrameKind::StateSnapshot, |out| out.put(body)).unwrap();
+        assert_eq!(decode(&frame), Err(SnapshotError::NotAnArchive));
+    }
+}

@@ -1,0 +1,238 @@
+//! **What**: the commands that touch streams and shards.
+//!
+//! **Invariants**: as in `state.rs`; whatever a Route says changes only together with `routing_version`.
+//!
+//! **Never**: a stream whose shards and settings disagree, a tenant over its limits.
+//!
+//! **See**: `placement.rs` (which core), `watch.rs` (what the cores are told).
+
+use super::{Effects, Refused, State, Tenant, Usage, refused, used_up};
+use crate::limits::*;
+use crate::placement::{place, re_place};
+use crate::watch::{Change, PlacedStream, ShardPlace};
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::ids::{CoreId, ShardId, ShardIndex, StreamId};
+use felix_protocol::limits::SHARDS_MAX;
+use felix_protocol::metadata::{Durability, Reply, StreamChanges, StreamInfo, StreamSpec, TenantLimits};
+use felix_protocol::names::StreamName;
+use felix_protocol::position::{Epoch, Lineage};
+use felix_protocol::routing::even_range_start;
+use felix_protocol::time::Timestamp;
+use std::collections::BTreeSet;
+
+/// What a client is told who wants a stream on disk.
+pub const NOT_DURABLE: &str = "durable streams are not available in this version; create it with --ephemeral";
+
+/// Checks settings by themselves, against no tenant.
+pub(crate) fn check_spec(spec: &StreamSpec) -> Result<(), Refused> {
+    let invalid = |detail| refused(ErrorCode::InvalidArgument, detail);
+    if spec.shards == 0 || spec.shards > SHARDS_MAX {
+        return invalid(format!("{} shards, allowed are 1 to {SHARDS_MAX}", spec.shards));
+    }
+    if !(RETENTION_BYTES_MIN..=RETENTION_BYTES_MAX).contains(&spec.retention_bytes) {
+        let found = spec.retention_bytes;
+        return invalid(format!(
+            "retention of {found} bytes, allowed are {RETENTION_BYTES_MIN} to {RETENTION_BYTES_MAX} per shard"
+        ));
+    }
+    if let Some(found) = spec.retention_age_ms.filter(|age| *age < RETENTION_AGE_MS_MIN) {
+        return invalid(format!("retention age of {found} ms, at least {RETENTION_AGE_MS_MIN} ms is allowed"));
+    }
+    if !(BATCH_BYTES_MIN..=BATCH_BYTES_MAX).contains(&spec.batch_bytes_max) {
+        let found = spec.batch_bytes_max;
+        return invalid(format!("batches of {found} bytes, allowed are {BATCH_BYTES_MIN} to {BATCH_BYTES_MAX}"));
+    }
+    Ok(())
+}
+
+/// `usage` with a stream of these settings more. None if a count overflows.
+pub(crate) fn add_usage(usage: Usage, spec: &StreamSpec) -> Option<Usage> {
+    Some(Usage {
+        streams: usage.streams.checked_add(1)?,
+        shards: usage.shards.checked_add(spec.shards)?,
+        retained_bytes: usage.retained_bytes.checked_add(spec.retention_bytes.checked_mul(spec.shards.into())?)?,
+    })
+}
+
+/// `usage` without a stream of these settings, which it contains.
+fn remove_usage(usage: Usage, spec: &StreamSpec) -> Usage {
+    Usage {
+        streams: usage.streams - 1,
+        shards: usage.shards - spec.shards,
+        retained_bytes: usage.retained_bytes - spec.retention_bytes * u64::from(spec.shards),
+    }
+}
+
+fn check_quota(tenant: &str, limits: &TenantLimits, usage: Option<Usage>) -> Result<Usage, Refused> {
+    let Some(usage) = usage else {
+        return refused(ErrorCode::QuotaExceeded, format!("tenant {tenant} would have more than can be counted"));
+    };
+    for (what, found, allowed) in [
+        ("streams", u64::from(usage.streams), u64::from(limits.streams_max)),
+        ("shards", u64::from(usage.shards), u64::from(limits.shards_max)),
+        ("bytes of retention", usage.retained_bytes, limits.retained_bytes_max),
+    ] {
+        if found > allowed {
+            let detail = format!("tenant {tenant} would have {found} {what}, allowed are {allowed}");
+            return refused(ErrorCode::QuotaExceeded, detail);
+        }
+    }
+    Ok(usage)
+}
+
+impl State {
+    pub(super) fn create_stream(
+        &mut self,
+        name: &StreamName,
+        spec: StreamSpec,
+        create_parents: bool,
+        now: Timestamp,
+        effects: &mut Effects,
+    ) -> Result<Reply, Refused> {
+        check_spec(&spec)?;
+        if spec.durability != Durability::Ephemeral {
+            return refused(ErrorCode::NotSupported, NOT_DURABLE);
+        }
+        if self.streams.contains_key(name) {
+            return refused(ErrorCode::AlreadyExists, format!("stream {name} exists already"));
+        }
+        if !create_parents {
+            self.tenant(name.tenant())?;
+            self.namespace(name.namespace())?;
+        }
+        let new_tenant = Tenant::new(TenantLimits::default());
+        let tenant = self.tenants.get(name.tenant()).unwrap_or(&new_tenant);
+        let usage = check_quota(name.tenant(), &tenant.limits, add_usage(tenant.usage, &spec))?;
+        let (stream_id, shard_first, lineage) = (self.next.stream, self.next.shard, self.next.lineage);
+        let Some(stream_next) = stream_id.checked_add(1) else { return used_up("stream ids") };
+        let Some(shard_next) = shard_first.checked_add(spec.shards.into()) else { return used_up("shard ids") };
+        let Some(lineage_next) = lineage.checked_add(1) else { return used_up("lineages") };
+
+        // Nothing is refused from here on.
+        self.next.stream = stream_next;
+        self.next.shard = shard_next;
+        self.next.lineage = lineage_next;
+        self.routing_version += 1;
+        self.tenants.entry(name.tenant().to_string()).or_insert(new_tenant).usage = usage;
+        if !self.namespaces.contains_key(name.namespace()) {
+            self.add_namespace(name.namespace());
+        }
+        self.namespaces.entry(name.namespace().clone()).or_default().streams += 1;
+        let shards = (0..).zip(place(&mut self.loads, spec.shards));
+        let shards = shards.map(|(index, core)| ShardPlace {
+            index: ShardIndex(index),
+            shard: ShardId(shard_first + u64::from(index)),
+            core,
+            range_start: even_range_start(ShardIndex(index), spec.shards),
+            epoch: Epoch(1),
+            lineage: Lineage(lineage),
+        });
+        let (id, version) = (StreamId(stream_id), self.version);
+        let info = StreamInfo { id, name: name.clone(), spec, version, created: now };
+        let stream = PlacedStream { info: info.clone(), shards: shards.collect() };
+        self.streams.insert(name.clone(), stream.clone());
+        effects.changes.push(Change::StreamPut { routing_version: self.routing_version, stream });
+        Ok(Reply::StreamDone { version, stream: info })
+    }
+
+    pub(super) fn alter_stream(
+        &mut self,
+        name: &StreamName,
+        changes: &StreamChanges,
+        if_version: Option<u64>,
+        effects: &mut Effects,
+    ) -> Result<Reply, Refused> {
+        let Some(stream) = self.streams.get_mut(name) else {
+            return refused(ErrorCode::NotFound, format!("there is no stream {name}"));
+        };
+        let found = stream.info.version;
+        if let Some(expected) = if_version.filter(|expected| *expected != found) {
+            let detail = format!("stream {name} has version {found}, expected {expected}; describe it and try again");
+            return refused(ErrorCode::VersionMismatch, detail);
+        }
+        let old = stream.info.spec;
+        let spec = StreamSpec {
+            retention_bytes: changes.retention_bytes.unwrap_or(old.retention_bytes),
+            retention_age_ms: changes.retention_age_ms.unwrap_or(old.retention_age_ms),
+            batch_bytes_max: changes.batch_bytes_max.unwrap_or(old.batch_bytes_max),
+            ..old
+        };
+        check_spec(&spec)?;
+        let tenant = self.tenants.get_mut(name.tenant()).expect("a stream has a tenant");
+        let usage = add_usage(remove_usage(tenant.usage, &old), &spec);
+        tenant.usage = check_quota(name.tenant(), &tenant.limits, usage)?;
+        stream.info.spec = spec;
+        stream.info.version = self.version;
+        // The one setting that a Route carries.
+        if spec.batch_bytes_max != old.batch_bytes_max {
+            self.routing_version += 1;
+        }
+        let (version, stream) = (self.version, stream.clone());
+        let info = stream.info.clone();
+        effects.changes.push(Change::StreamPut { routing_version: self.routing_version, stream });
+        Ok(Reply::StreamDone { version, stream: info })
+    }
+
+    pub(super) fn delete_stream(&mut self, name: &StreamName, effects: &mut Effects) -> Result<Reply, Refused> {
+        let Some(stream) = self.streams.remove(name) else {
+            return refused(ErrorCode::NotFound, format!("there is no stream {name}"));
+        };
+        self.routing_version += 1;
+        let tenant = self.tenants.get_mut(name.tenant()).expect("a stream has a tenant");
+        tenant.usage = remove_usage(tenant.usage, &stream.info.spec);
+        self.namespaces.get_mut(name.namespace()).expect("a stream has a namespace").streams -= 1;
+        for shard in &stream.shards {
+            self.loads[usize::from(shard.core.0)] -= 1;
+        }
+        let (routing_version, id) = (self.routing_version, stream.info.id);
+        effects.changes.push(Change::StreamRemoved { routing_version, id, name: name.clone() });
+        self.done()
+    }
+
+    /// Gives every ephemeral shard a new lineage, the same for all.
+    pub(super) fn new_lineages(&mut self, effects: &mut Effects) -> Result<(), Refused> {
+        let lineage = self.next.lineage;
+        let Some(next) = lineage.checked_add(1) else { return used_up("lineages") };
+        let ephemeral = |it: &&mut PlacedStream| it.info.spec.durability == Durability::Ephemeral;
+        let mut streams = self.streams.values_mut().filter(ephemeral).peekable();
+        if streams.peek().is_none() {
+            return Ok(());
+        }
+        self.next.lineage = next;
+        self.routing_version += 1;
+        for stream in streams {
+            for shard in &mut stream.shards {
+                shard.lineage = Lineage(lineage);
+            }
+            let (routing_version, stream) = (self.routing_version, stream.clone());
+            effects.changes.push(Change::StreamPut { routing_version, stream });
+        }
+        Ok(())
+    }
+
+    /// Spreads the shards over another number of cores. A shard that moves gets a new epoch, which fences its old core.
+    pub(super) fn move_to_cores(&mut self, cores: u8, effects: &mut Effects) -> Result<(), Refused> {
+        let placed: Vec<Vec<CoreId>> =
+            self.streams.values().map(|it| it.shards.iter().map(|shard| shard.core).collect()).collect();
+        let moves = re_place(&placed, self.cores(), cores);
+        self.loads.resize(usize::from(cores).max(self.loads.len()), 0);
+        if !moves.is_empty() {
+            self.routing_version += 1;
+        }
+        let moved: BTreeSet<usize> = moves.iter().map(|it| it.stream).collect();
+        let mut streams: Vec<&mut PlacedStream> = self.streams.values_mut().collect();
+        for it in moves {
+            let shard = &mut streams[it.stream].shards[it.index];
+            self.loads[usize::from(shard.core.0)] -= 1;
+            self.loads[usize::from(it.to.0)] += 1;
+            shard.core = it.to;
+            shard.epoch = Epoch(shard.epoch.0 + 1);
+        }
+        self.loads.truncate(usize::from(cores));
+        let routing_version = self.routing_version;
+        effects
+            .changes
+            .extend(moved.into_iter().map(|at| Change::StreamPut { routing_version, stream: streams[at].clone() }));
+        Ok(())
+    }
+}
