@@ -1,11 +1,11 @@
-//! What: the small HTTP door for probes and scrapers: `/metrics`, `/healthz`, `/readyz`. Runs on the control thread.
+//! **What**: the small HTTP door for probes and scrapers: `/metrics`, `/healthz`, `/readyz`. Runs on the control thread.
 //!
-//! Invariants: one request per connection; at most [`CONNECTIONS_MAX`] connections, further ones wait in the kernel; a
+//! **Invariants**: one request per connection; at most [`CONNECTIONS_MAX`] connections, further ones wait in the kernel; a
 //! connection lives at most [`CONNECTION_TIME`]; a request head is at most [`HEAD_BYTES`]; only GET and HEAD.
 //!
-//! Never: a change of state through this door; secrets or tenant names in an answer; the data path waiting for it.
+//! **Never**: a change of state through this door; secrets or tenant names in an answer; the data path waiting for it.
 //!
-//! See: `metrics.rs` for the text.
+//! **See**: `metrics.rs` for the text.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};

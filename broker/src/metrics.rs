@@ -1,14 +1,14 @@
-//! What: the numbers of the broker, and how they become the Prometheus text of `/metrics`.
+//! **What**: the numbers of the broker, and how they become the Prometheus text of `/metrics`.
 //!
 //! Each core owns a block of words that only it writes: a count costs a load and a store, no lock and no locked
 //! instruction. The HTTP side reads the blocks of all cores and labels each sample with its core.
 //!
-//! Invariants: a block has one writer; blocks of two cores share no cache line; a new number is one line in the list
+//! **Invariants**: a block has one writer; blocks of two cores share no cache line; a new number is one line in the list
 //! below; the numbers of one scrape need not be of one moment.
 //!
-//! Never: a label whose values grow with use (stream, tenant, address); a lock; a number that nobody sets.
+//! **Never**: a label whose values grow with use (stream, tenant, address); a lock; a number that nobody sets.
 //!
-//! See: `http.rs`, which serves the text.
+//! **See**: `http.rs`, which serves the text.
 
 use crate::io::mesh::MeshCounters;
 use crate::io::transmit::TransmitCounters;
@@ -60,6 +60,16 @@ pub struct Metric<B> {
     pub read: fn(&B) -> u64,
 }
 
+/// One number per counter of a QUIC endpoint, in the order of its list.
+#[derive(Debug)]
+pub struct QuicBlock(Box<[Number]>);
+
+impl Default for QuicBlock {
+    fn default() -> QuicBlock {
+        QuicBlock(felix_quic::Counters::default().each().map(|_| Number::default()).collect())
+    }
+}
+
 /// Declares a block of numbers: `field: Kind "prometheus_name" "Help.";` per number.
 macro_rules! block {
     ($(#[$meta:meta])* $block:ident { $($field:ident: $kind:ident $name:literal $help:literal;)* }) => {
@@ -68,6 +78,8 @@ macro_rules! block {
         #[repr(align(128))]
         pub struct $block {
             $(#[doc = $help] pub $field: Number,)*
+            /// What the QUIC endpoint counts.
+            pub quic: QuicBlock,
         }
 
         impl $block {
@@ -106,20 +118,29 @@ block! {
         mesh_received: Counter "felix_mesh_received_total" "Messages received from other cores.";
         mesh_full: Counter "felix_mesh_full_total" "Sends refused since the other core's ring was full.";
         mesh_wakes: Counter "felix_mesh_wakes_total" "Wake-ups given to sleeping cores.";
-        connections: Gauge "felix_connections" "Open client connections.";
-        connections_opened: Counter "felix_connections_opened_total" "Client connections accepted.";
-        connections_refused: Counter "felix_connections_refused_total" "Client connections refused by a limit or a failed handshake.";
-        publish_channels: Gauge "felix_publish_channels" "Open publish channels.";
+        connections: Gauge "felix_connections" "Client sessions.";
         subscriptions: Gauge "felix_subscriptions" "Open subscriptions.";
-        publish_batches: Counter "felix_publish_batches_total" "Batches accepted from publishers.";
-        publish_records: Counter "felix_publish_records_total" "Records accepted from publishers.";
-        publish_bytes: Counter "felix_publish_bytes_total" "Bytes of batches accepted from publishers.";
-        publish_refused: Counter "felix_publish_refused_total" "Batches refused with an error or a retry.";
+        shards: Gauge "felix_shards" "Shards led by the core.";
+        outbox_messages: Gauge "felix_mesh_outbox_messages" "Messages that wait for room in another core's ring.";
+        sessions_opened: Counter "felix_sessions_opened_total" "Sessions that said Hello.";
+        protocol_errors: Counter "felix_protocol_errors_total" "Sessions closed since the client broke the protocol.";
+        hello_timeouts: Counter "felix_hello_timeouts_total" "Sessions closed since no Hello came in time.";
+        frames_in: Counter "felix_frames_received_total" "Frames received.";
+        publish_batches: Counter "felix_publish_batches_total" "Batches received from publishers.";
+        publish_refused: Counter "felix_publish_refused_total" "Batches refused with a typed error.";
+        publish_forwarded: Counter "felix_publish_forwarded_total" "Batches forwarded to the core that owns their shard.";
+        publish_stalls: Counter "felix_publish_stalls_total" "Times a channel was not read on since a bound was hit.";
+        requests_refused: Counter "felix_requests_refused_total" "Requests refused with a typed error.";
+        permissions_denied: Counter "felix_permissions_denied_total" "Requests refused for lack of permission.";
         deliver_batches: Counter "felix_deliver_batches_total" "Batches handed to subscribers.";
-        deliver_records: Counter "felix_deliver_records_total" "Records handed to subscribers.";
-        deliver_bytes: Counter "felix_deliver_bytes_total" "Bytes of batches handed to subscribers.";
         deliver_gaps: Counter "felix_deliver_gaps_total" "Gap notices given to subscribers.";
-        memory_bytes: Gauge "felix_core_memory_bytes" "Bytes charged to the core's budget.";
+        deliver_disconnects: Counter "felix_deliver_disconnects_total" "Subscriptions closed since their consumer was too slow.";
+        deliver_fetches: Counter "felix_deliver_fetches_total" "Reads of history behind a core's tail.";
+        deliver_datagrams_dropped: Counter "felix_deliver_datagrams_dropped_total" "Deliveries dropped since a datagram queue was full.";
+        commits_stalled: Counter "felix_mesh_commits_stalled_total" "Commits that waited for room in another core's ring.";
+        receive_misrouted_dropped: Counter "felix_udp_receive_misrouted_dropped_total" "Datagrams for another core dropped since its ring was full.";
+        quic_connections: Gauge "felix_quic_connections" "QUIC connections, handshakes included.";
+        quic_ids: Gauge "felix_quic_connection_ids" "QUIC connection ids.";
     }
 }
 
@@ -157,6 +178,45 @@ impl CoreMetrics {
     }
 }
 
+impl CoreMetrics {
+    /// Takes over what the core counted.
+    pub fn take_core(&self, core: &crate::core::Core) {
+        let counters = &core.counters;
+        let fan_out = core.fan_out_counters();
+        self.connections.set(core.session_count() as u64);
+        self.subscriptions.set(core.subscription_count() as u64);
+        self.shards.set(core.shard_count() as u64);
+        self.outbox_messages.set(core.outbox_len() as u64);
+        self.sessions_opened.set(counters.sessions_opened);
+        self.protocol_errors.set(counters.protocol_errors);
+        self.hello_timeouts.set(counters.hello_timeouts);
+        self.frames_in.set(counters.frames_in);
+        self.publish_batches.set(counters.batches_in);
+        self.publish_refused.set(counters.batches_refused);
+        self.publish_forwarded.set(counters.batches_forwarded);
+        self.publish_stalls.set(counters.channel_stalls);
+        self.requests_refused.set(counters.requests_refused);
+        self.permissions_denied.set(counters.permissions_denied);
+        self.deliver_batches.set(counters.deliveries);
+        self.deliver_gaps.set(fan_out.gaps);
+        self.deliver_disconnects.set(fan_out.disconnects);
+        self.deliver_fetches.set(fan_out.fetches);
+        self.deliver_datagrams_dropped.set(counters.datagrams_dropped);
+        self.commits_stalled.set(counters.commits_stalled);
+        self.receive_misrouted.set(counters.datagrams_handed_over);
+        self.receive_misrouted_dropped.set(counters.handovers_dropped);
+    }
+
+    /// Takes over what the QUIC endpoint counted.
+    pub fn take_endpoint(&self, endpoint: &felix_quic::Endpoint) {
+        self.quic_connections.set(endpoint.connection_count() as u64);
+        self.quic_ids.set(endpoint.id_count() as u64);
+        for (number, (_, value)) in self.quic.0.iter().zip(endpoint.counters().each()) {
+            number.set(value);
+        }
+    }
+}
+
 /// The blocks of all cores, and facts that do not change.
 pub struct Metrics {
     cores: Vec<Arc<CoreMetrics>>,
@@ -190,6 +250,18 @@ impl Metrics {
             header(out, metric.name, metric.kind, metric.help);
             for (index, core) in self.cores.iter().enumerate() {
                 let _ = writeln!(out, "{}{{core=\"{index}\"}} {}", metric.name, (metric.read)(core));
+            }
+        }
+        for (at, (name, _)) in felix_quic::Counters::default().each().enumerate() {
+            let gauge = matches!(name, "connections" | "handshakes_in_flight");
+            let (kind, end) = if gauge { (Kind::Gauge, "") } else { (Kind::Counter, "_total") };
+            let name = format!("felix_quic_{}{end}", name.trim_end_matches("_total"));
+            if gauge && name == "felix_quic_connections" {
+                continue;
+            }
+            header(out, &name, kind, "Counted by the QUIC endpoint.");
+            for (index, core) in self.cores.iter().enumerate() {
+                let _ = writeln!(out, "{name}{{core=\"{index}\"}} {}", core.quic.0[at].get());
             }
         }
     }

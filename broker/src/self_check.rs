@@ -1,13 +1,13 @@
-//! What: the start-up self-check: what this machine must allow before a core is started, and what it had better.
+//! **What**: the start-up self-check: what this machine must allow before a core is started, and what it had better.
 //!
 //! Facts are gathered first (`gather`), then judged by a pure function (`judge`), so that every verdict has a test.
 //!
-//! Invariants: a finding says what was found, what is needed and what to do about it, in lines that can be copied. It
+//! **Invariants**: a finding says what was found, what is needed and what to do about it, in lines that can be copied. It
 //! runs before the first executor: glommio 0.9 ends the process without a word of help if an operation is missing.
 //!
-//! Never: a change to the machine; to this process only its own soft limits.
+//! **Never**: a change to the machine; to this process only its own soft limits.
 //!
-//! See: `io/sys.rs` for the system calls, `boot.rs` for when it runs.
+//! **See**: `io/sys.rs` for the system calls, `boot.rs` for when it runs.
 
 use crate::io::sys::{self, Limit, Resource};
 use std::fmt;

@@ -1,6 +1,6 @@
-//! What: real loopback sockets: steering by connection id, trains cut and merged, a port that is taken.
+//! **What**: real loopback sockets: steering by connection id, trains cut and merged, a port that is taken.
 //!
-//! See: `broker/src/io/{bind,udp,transmit}.rs`.
+//! **See**: `broker/src/io/{bind,udp,transmit}.rs`.
 
 use felix_broker::io::bind::{BindError, SocketBuffers, SocketGroup};
 use felix_broker::io::transmit::{Pushed, TRAIN_BYTES_MAX, Transmit, TransmitOptions, TransmitQueue};
@@ -184,24 +184,28 @@ fn a_packet_larger_than_the_path_is_dropped_and_counted() {
 
 #[test]
 fn a_wildcard_group_answers_from_the_address_it_was_asked_at() {
-    let mut group = group("wildcard", "0.0.0.0:0", 1, small());
-    let port = group.local_addr().port();
-    let mut socket = group.take_sockets().remove(0);
-    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    // 127.0.0.2 is local too; without naming the source the kernel would answer from 127.0.0.1.
-    client.send_to(b"@hello", ("127.0.0.2", port)).unwrap();
-    let (datagram, from, to) = receive(&mut socket, 1).remove(0);
-    assert_eq!((datagram.as_slice(), to), (b"@hello".as_slice(), SocketAddr::from(([127, 0, 0, 2], port))));
-    let mut queue = TransmitQueue::new(TransmitOptions::default());
-    queue.push(|buffer| {
-        buffer[..2].copy_from_slice(b"ok");
-        Some(Transmit { bytes: 2, segment_bytes: None, to: from, from: Some(to.ip()) })
-    });
-    queue.flush(&socket);
-    let mut buffer = [0; 16];
-    let (bytes, seen) = client.recv_from(&mut buffer).unwrap();
-    assert_eq!((&buffer[..bytes], seen), (b"ok".as_slice(), to));
+    for (addr, asked_at, seen_as) in
+        [("0.0.0.0:0", "127.0.0.2", "127.0.0.2"), ("[::]:0", "127.0.0.2", "::ffff:127.0.0.2")]
+    {
+        let mut group = group("wildcard", addr, 1, small());
+        let port = group.local_addr().port();
+        let mut socket = group.take_sockets().remove(0);
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        // 127.0.0.2 is local too; without naming the source the kernel would answer from 127.0.0.1.
+        client.send_to(b"@hello", (asked_at, port)).unwrap();
+        let (datagram, from, to) = receive(&mut socket, 1).remove(0);
+        assert_eq!((datagram.as_slice(), to), (b"@hello".as_slice(), SocketAddr::new(seen_as.parse().unwrap(), port)));
+        let mut queue = TransmitQueue::new(TransmitOptions::default());
+        queue.push(|buffer| {
+            buffer[..2].copy_from_slice(b"ok");
+            Some(Transmit { bytes: 2, segment_bytes: None, to: from, from: Some(to.ip()) })
+        });
+        queue.flush(&socket);
+        let mut buffer = [0; 16];
+        let (bytes, seen) = client.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..bytes], seen), (b"ok".as_slice(), SocketAddr::new(asked_at.parse().unwrap(), port)));
+    }
 }
 
 #[test]

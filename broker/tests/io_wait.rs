@@ -1,8 +1,8 @@
-//! What: a core in each wait mode wakes on a datagram, on mail, on a deadline, and when a blocked sender may go on.
+//! **What**: a core in each wait mode wakes on a datagram, on mail, on a deadline, and when a blocked sender may go on.
 //!
 //! No assertion on speed: a missed wake-up shows as a timeout of seconds.
 //!
-//! See: `broker/src/io/{wait,executor}.rs`.
+//! **See**: `broker/src/io/{wait,executor}.rs`.
 
 use felix_broker::io::bind::{SocketBuffers, SocketGroup};
 use felix_broker::io::executor::{CoreError, CoreHandle, CoreSpec, spawn_core};
@@ -207,6 +207,31 @@ fn abandoned_deadlines_do_no_harm() {
         }
     }
     assert!(core.join().unwrap() >= 2_000);
+}
+
+/// glommio takes an empty datagram for the end of a stream: it must not make the core believe in readiness for ever.
+#[test]
+fn an_empty_datagram_does_not_keep_the_core_awake() {
+    let (_group, mut socket, addr) = socket("empty");
+    let mut port = Mesh::<u32>::ports(1, LIMITS).remove(0);
+    let core = spawn_core(spec(0, WaitMode::Park), move |core| async move {
+        let mut waiter = core.waiter(&socket).unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..3 {
+            // There before the wait begins, so that it is seen without going through the ring.
+            client.send_to(&[], addr).unwrap();
+            waiter.wait(&mut port, Until::default()).await;
+            assert_eq!(socket.recv(|_, _, _| panic!("it is empty")).unwrap(), 0);
+        }
+        let (end, before) = (Instant::now() + Duration::from_millis(100), waiter.counters().parks);
+        while Instant::now() < end {
+            waiter.wait(&mut port, Until { deadline: Some(end), writable: false }).await;
+        }
+        waiter.counters().parks - before
+    })
+    .unwrap();
+    let parks = core.join().unwrap();
+    assert!(parks < 20, "nothing came, and the core woke {parks} times");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! What: the doorbell of the mesh under loom: every interleaving of senders and a receiver that goes to sleep.
+//! **What**: the doorbell of the mesh under loom: every interleaving of senders and a receiver that goes to sleep.
 //!
-//! Invariants: with the re-check no message is ever left behind a sleeping receiver; without it loom finds the run in
+//! **Invariants**: with the re-check no message is ever left behind a sleeping receiver; without it loom finds the run in
 //! which that happens (a checker counts only with a broken twin that it rejects).
 //!
-//! See: `broker/src/io/doorbell.rs`.
+//! **See**: `broker/src/io/doorbell.rs`.
 
 use felix_broker::io::doorbell::{Doorbell, Word};
 use loom::sync::Arc;

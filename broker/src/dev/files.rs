@@ -1,10 +1,10 @@
-//! What: files that appear whole or not at all.
+//! **What**: files that appear whole or not at all.
 //!
-//! Invariants: the content is on disk before the name is; the name is on disk before `write` returns.
+//! **Invariants**: the content is on disk before the name is; the name is on disk before `write` returns.
 //!
-//! Never: a key that others may read, not even for a moment.
+//! **Never**: a key that others may read, not even for a moment.
 //!
-//! See: `node.rs` and `pki.rs`.
+//! **See**: `node.rs` and `pki.rs`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -70,6 +70,11 @@ pub(super) fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), FileE
     fs::rename(&neighbour, path).map_err(at("put in place", path))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(at("sync the folder", folder))
+}
+
+/// Writes a number as text, durably: it is on disk when this returns.
+pub fn write_number(path: &Path, number: u64) -> Result<(), FileError> {
+    write(path, format!("{number}\n").as_bytes(), Mode::Public)
 }
 
 /// Reads a file; `None` if it does not exist.

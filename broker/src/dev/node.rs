@@ -1,13 +1,13 @@
-//! What: the data folder: its lock, who this node is, and the secrets that must survive a restart.
+//! **What**: the data folder: its lock, who this node is, and the secrets that must survive a restart.
 //!
 //! The node's identity is on the volume, not in the name of a pod. The reset key lets a restarted node tell old
 //! connections so in one round trip; the retry key keeps address tokens valid across a restart.
 //!
-//! Invariants: at most one process has the folder open; ids are made once, at random, and never again.
+//! **Invariants**: at most one process has the folder open; ids are made once, at random, and never again.
 //!
-//! Never: new ids or secrets in the place of unreadable ones.
+//! **Never**: new ids or secrets in the place of unreadable ones.
 //!
-//! See: `files.rs`.
+//! **See**: `files.rs`.
 
 use super::files::{FileError, Mode, at, make_dir, read, write};
 use ring::rand::{SecureRandom, SystemRandom};

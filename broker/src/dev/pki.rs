@@ -1,4 +1,4 @@
-//! What: certificates for development: an authority, a server certificate for this machine, a client certificate of the
+//! **What**: certificates for development: an authority, a server certificate for this machine, a client certificate of the
 //! admin, and the context file that lets a client find them.
 //!
 //! ```text
@@ -7,13 +7,13 @@
 //!   DATA/dev-pki/made.toml                until when, for which names; written last
 //! ```
 //!
-//! Invariants: without `made.toml` nothing here counts (a crash in the middle leaves no half set); leaf certificates are
+//! **Invariants**: without `made.toml` nothing here counts (a crash in the middle leaves no half set); leaf certificates are
 //! used until a week before they end and only for the names they were made for; the authority outlives them, so that a
 //! client that trusts it needs no new context when the listen address changes.
 //!
-//! Never: use outside development: the authority's key lies beside what it signs.
+//! **Never**: use outside development: the authority's key lies beside what it signs.
 //!
-//! See: `node.rs` for the folder.
+//! **See**: `node.rs` for the folder.
 
 use super::files::{FileError, Mode, at, make_dir, read, write};
 use rcgen::{

@@ -1,10 +1,10 @@
-//! What: socket addresses between `std::net` and the kernel's `sockaddr_storage`, and the control messages of a datagram.
+//! **What**: socket addresses between `std::net` and the kernel's `sockaddr_storage`, and the control messages of a datagram.
 //!
-//! Invariants: a control buffer is 8-byte aligned and large enough for every message written or asked for here.
+//! **Invariants**: a control buffer is 8-byte aligned and large enough for every message written or asked for here.
 //!
-//! Never: a pointer that outlives the call it was made for.
+//! **Never**: a pointer that outlives the call it was made for.
 //!
-//! See: `udp.rs` and `transmit.rs`, the two users.
+//! **See**: `udp.rs` and `transmit.rs`, the two users.
 
 use libc::{c_int, c_void, cmsghdr, msghdr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
 use std::mem::{size_of, zeroed};

@@ -1,16 +1,16 @@
-//! What: the sockets of one listen address: one per core, in one SO_REUSEPORT group, steered by connection id.
+//! **What**: the sockets of one listen address: one per core, in one SO_REUSEPORT group, steered by connection id.
 //!
 //! The kernel picks the socket of a group by the number that a small program returns, and numbers sockets in the order
 //! of their binding. Byte 0 of a QUIC connection id is `core + k * n`, so the program is: destination connection id byte
 //! 0 modulo n. A long header has it at offset 6 (after flags, version and length), a short header at offset 1.
 //!
-//! Invariants: socket i of the group is core i's, for the life of the process (the group keeps a duplicate of every
+//! **Invariants**: socket i of the group is core i's, for the life of the process (the group keeps a duplicate of every
 //! descriptor: closing one would renumber the others); nobody else is in the group (a lock file keeps other brokers
 //! out, a trial bind without SO_REUSEPORT everybody else).
 //!
-//! Never: a bind from two threads (order would be luck); a change of n on a live group.
+//! **Never**: a bind from two threads (order would be luck); a change of n on a live group.
 //!
-//! See: `udp.rs` for what is done with a socket.
+//! **See**: `udp.rs` for what is done with a socket.
 
 use super::addr::{from_storage, to_storage};
 use super::udp::{UdpOptions, UdpSocket};

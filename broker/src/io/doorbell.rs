@@ -1,4 +1,4 @@
-//! What: the doorbell of one mesh member: a mask of senders that left mail, and whether the member sleeps.
+//! **What**: the doorbell of one mesh member: a mask of senders that left mail, and whether the member sleeps.
 //!
 //! ```text
 //!   sender                                receiver
@@ -8,16 +8,16 @@
 //!     yes: wake the receiver
 //! ```
 //!
-//! Invariants: a message that was pushed before `ring` is either seen by the receiver before it sleeps, or `ring` tells
+//! **Invariants**: a message that was pushed before `ring` is either seen by the receiver before it sleeps, or `ring` tells
 //! exactly one sender to wake it. Proof: both sides do a read-modify-write of the same `dirty` word, so one comes
 //! first. If the sender's comes first, the re-check reads its bit. If the re-check comes first, the sender's
 //! read-modify-write synchronises with it, so the sender sees `asleep` set. No total order of stores is needed for this;
 //! the accesses are SeqCst all the same, since they are not on the path of a message between two busy cores.
 //!
-//! Never: a load in the place of the re-check's read-modify-write (it may read an old value); anything that knows of
+//! **Never**: a load in the place of the re-check's read-modify-write (it may read an old value); anything that knows of
 //! queues, wakers or threads (this file runs under loom, `broker/tests/loom_mesh.rs`).
 //!
-//! See: `mesh.rs`, which puts queues behind it.
+//! **See**: `mesh.rs`, which puts queues behind it.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 

@@ -1,11 +1,11 @@
-//! What: one pinned glommio executor per core, and the one future that runs on it.
+//! **What**: one pinned glommio executor per core, and the one future that runs on it.
 //!
-//! Invariants: a core's future starts, runs and is dropped on its own thread; `spawn_core` returns once it runs or
+//! **Invariants**: a core's future starts, runs and is dropped on its own thread; `spawn_core` returns once it runs or
 //! could not be started; nothing of the executor is in the kernel's hands any more when its memory is freed.
 //!
-//! Never: a glommio type in a public signature; work on an executor other than the core's future and what parks it.
+//! **Never**: a glommio type in a public signature; work on an executor other than the core's future and what parks it.
 //!
-//! See: `wait.rs` for how the future waits, `core_loop.rs` for what it does.
+//! **See**: `wait.rs` for how the future waits, `core_loop.rs` for what it does.
 
 use super::udp::UdpSocket;
 use super::wait::{Parking, WaitMode, Waiter};

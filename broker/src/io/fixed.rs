@@ -1,12 +1,12 @@
-//! What: a slice with a fixed address, for memory that the kernel is given pointers into.
+//! **What**: a slice with a fixed address, for memory that the kernel is given pointers into.
 //!
 //! A `Box` will not do: moving one claims its content exclusively, which ends the validity of pointers made before.
 //!
-//! Invariants: the content never moves and is never resized; pointers from `at` stay valid until the drop.
+//! **Invariants**: the content never moves and is never resized; pointers from `at` stay valid until the drop.
 //!
-//! Never: two owners.
+//! **Never**: two owners.
 //!
-//! See: `udp.rs` and `transmit.rs`.
+//! **See**: `udp.rs` and `transmit.rs`.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;

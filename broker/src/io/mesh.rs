@@ -1,18 +1,18 @@
-//! What: the mesh: bounded messages between the cores of one broker, and between them and the control thread.
+//! **What**: the mesh: bounded messages between the cores of one broker, and between them and the control thread.
 //!
 //! One ring (crossbeam `ArrayQueue`) per ordered pair of members, made on first use, so that 64 cores cost memory only
 //! for pairs that talk. A doorbell per member says who left mail; a wake-up happens only when the receiver sleeps.
 //!
-//! Invariants:
+//! **Invariants**:
 //! - messages of one sender to one receiver arrive in the order sent, each exactly once;
 //! - `try_send` leaves `reserved` slots of a ring free, so `send_reserved` finds room as long as its caller keeps at
 //!   most `reserved` such messages unanswered per receiver (credits and control replies: each answers a message that
 //!   was taken out, so the number is bounded by what the other side may have in flight);
 //! - nothing is dropped: a full ring gives the message back.
 //!
-//! Never: blocking; a lock; a message in two rings; a port used by two threads (`&mut self` throughout).
+//! **Never**: blocking; a lock; a message in two rings; a port used by two threads (`&mut self` throughout).
 //!
-//! See: `doorbell.rs` for the argument that no wake-up is lost, `wait.rs` for who sleeps.
+//! **See**: `doorbell.rs` for the argument that no wake-up is lost, `wait.rs` for who sleeps.
 
 use super::doorbell::Doorbell;
 use atomic_waker::AtomicWaker;

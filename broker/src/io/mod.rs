@@ -1,4 +1,4 @@
-//! What: the edge of the broker: sockets, executors, waiting, and the mesh between cores.
+//! **What**: the edge of the broker: sockets, executors, waiting, and the mesh between cores.
 //!
 //! ```text
 //!   addr, fixed     socket addresses, memory that the kernel points into
@@ -9,11 +9,11 @@
 //!   executor, wait  one pinned glommio executor per core, and how its loop waits
 //! ```
 //!
-//! Invariants: every bound is a constant or an option; nothing here allocates per datagram or per message.
+//! **Invariants**: every bound is a constant or an option; nothing here allocates per datagram or per message.
 //!
-//! Never: glommio named outside this folder; `unsafe` outside this folder; what a datagram means.
+//! **Never**: glommio named outside this folder; `unsafe` outside this folder; what a datagram means.
 //!
-//! See: `core_loop.rs`, the one user of all this.
+//! **See**: `core_loop.rs`, the one user of all this.
 
 mod addr;
 pub mod bind;

@@ -1,10 +1,10 @@
-//! What: the few system calls of the start-up self-check, with a safe face.
+//! **What**: the few system calls of the start-up self-check, with a safe face.
 //!
-//! Invariants: nothing here changes the process but `raise_soft_limit`.
+//! **Invariants**: nothing here changes the process but `raise_soft_limit`.
 //!
-//! Never: judgement; that is `self_check.rs`.
+//! **Never**: judgement; that is `self_check.rs`.
 //!
-//! See: `self_check.rs`.
+//! **See**: `self_check.rs`.
 
 use std::io;
 use std::mem::{size_of, zeroed};

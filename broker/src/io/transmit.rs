@@ -1,14 +1,14 @@
-//! What: the way out of one core: an arena of packets, sent by one `sendmmsg`, trains cut by the kernel (GSO).
+//! **What**: the way out of one core: an arena of packets, sent by one `sendmmsg`, trains cut by the kernel (GSO).
 //!
-//! Invariants:
+//! **Invariants**:
 //! - a packet that was pushed is sent, or stays until the socket is writable, or is dropped and counted by reason;
 //!   order is kept;
 //! - packets never move inside the arena; it starts again from its beginning once all are gone;
 //! - no allocation after `new`.
 //!
-//! Never: blocking; a second try of a send that the kernel refused for good (QUIC sends again what matters).
+//! **Never**: blocking; a second try of a send that the kernel refused for good (QUIC sends again what matters).
 //!
-//! See: `wait.rs`, which waits for writability after `Flushed::blocked`.
+//! **See**: `wait.rs`, which waits for writability after `Flushed::blocked`.
 
 use super::addr::{CONTROL_BYTES, Control, ControlWriter, header, to_storage};
 use super::fixed::Fixed;

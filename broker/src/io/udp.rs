@@ -1,13 +1,13 @@
-//! What: one core's UDP socket: receives many datagrams with one `recvmmsg`, and takes merged trains (GRO) apart.
+//! **What**: one core's UDP socket: receives many datagrams with one `recvmmsg`, and takes merged trains (GRO) apart.
 //!
-//! Invariants:
+//! **Invariants**:
 //! - buffers are made once; a slot is free again when `recv` returns, so the pool cannot run dry however many
 //!   connections there are (a call takes what fits, the rest waits in the kernel);
 //! - what was cut off, empty or not from an IP address is counted and not passed on.
 //!
-//! Never: blocking; interpreting a datagram; allocating after `new`.
+//! **Never**: blocking; interpreting a datagram; allocating after `new`.
 //!
-//! See: `bind.rs` for how a socket is made, `transmit.rs` for the way out.
+//! **See**: `bind.rs` for how a socket is made, `transmit.rs` for the way out.
 
 use super::addr::{CONTROL_BYTES, Control, from_storage, header, read_control};
 use super::fixed::Fixed;

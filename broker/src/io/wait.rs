@@ -1,4 +1,4 @@
-//! What: how a core's loop waits for its next event: a datagram, a mesh message, a deadline, a socket that takes more.
+//! **What**: how a core's loop waits for its next event: a datagram, a mesh message, a deadline, a socket that takes more.
 //!
 //! The loop polls its sources itself and asks the waiter only when it found nothing. Busy returns at once; hybrid
 //! returns at once until `spin` has passed since the last work, then parks; park parks.
@@ -9,7 +9,7 @@
 //!               <- glommio timer   the deadline, or the next try of a blocked sender
 //! ```
 //!
-//! Invariants: no wake-up is missed:
+//! **Invariants**: no wake-up is missed:
 //! - datagram: the peek is armed after the loop found the socket empty, and a peek is level-triggered: it completes at
 //!   once for a datagram that came in between. A peek that is armed stays so until it completes, across any number of
 //!   waits; when it completes while the loop runs, the next park arms it anew, and it looks again;
@@ -18,10 +18,10 @@
 //!   between announcing its own sleep and sleeping;
 //! - deadline: the timer is registered with the executor before the future returns pending.
 //!
-//! Never: cancelling a peek (a lost completion, and a buffer the kernel still writes to); two pending peeks; polling the
+//! **Never**: cancelling a peek (a lost completion, and a buffer the kernel still writes to); two pending peeks; polling the
 //! peek's future except when it completed (glommio 0.9 stores one more waker clone per poll, in a 16-bit count).
 //!
-//! See: `executor.rs`, which makes waiters and ends their peeks.
+//! **See**: `executor.rs`, which makes waiters and ends their peeks.
 
 use super::mesh::MeshPort;
 use super::udp::UdpSocket;

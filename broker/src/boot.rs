@@ -1,0 +1,218 @@
+//! **What**: start and stop order of a broker.
+//!
+//! ```text
+//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> mesh
+//!   -> cores -> control thread -> context.toml -> ready
+//! stop: control thread ends -> cores end -> sockets close
+//! ```
+//!
+//! **Invariants**: every failure before "ready" names what was wrong and what to do, and leaves nothing half made.
+//! The session number is on disk before it is used, so that ids made from it are never given twice.
+//!
+//! **Never**: a default that is unsafe in production hidden here: this is `dev`.
+//!
+//! **See**: `core_loop.rs`, `control_thread.rs`.
+
+use crate::admission::Admission;
+use crate::config::DevArgs;
+use crate::control_thread::{ControlSettings, ControlThread, Readiness};
+use crate::core::{Core, CoreConfig, Identity};
+use crate::core_loop::{Clock, CoreLoop};
+use crate::dev::{DataDir, DevPki, write_context};
+use crate::http::HttpState;
+use crate::io::bind::{SocketBuffers, SocketGroup};
+use crate::io::executor::{CoreSpec, spawn_core};
+use crate::io::mesh::{Mesh, MeshLimits};
+use crate::message::MeshMessage;
+use crate::metrics::Metrics;
+use crate::self_check;
+use crate::tls_files::TlsFiles;
+use felix_control::authorise::Roles;
+use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
+use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Slots of a mesh ring that requests may fill; answers have as many again.
+const MESH_RING: usize = 1_024;
+/// Open files besides sockets.
+const DATA_FILES: u64 = 64;
+
+/// A start or run that failed: a sentence that says what was wrong and what to do.
+pub type BootError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Checks the machine and prints findings; an error if one is fatal.
+pub fn check_machine(cores: usize, cpus: Option<&[usize]>, buffers: &SocketBuffers) -> Result<Vec<usize>, BootError> {
+    let wanted = self_check::Wanted {
+        cores,
+        cpus: cpus.map(<[usize]>::to_vec),
+        receive_bytes: buffers.receive_bytes as u64,
+        send_bytes: buffers.send_bytes as u64,
+        data_files: DATA_FILES,
+    };
+    let (facts, findings) = self_check::run(&wanted)?;
+    for finding in &findings {
+        if finding.is_fatal() {
+            return Err(finding.to_string().into());
+        }
+        crate::log::warn("self-check", &[("finding", &finding.to_string())]);
+    }
+    Ok(facts.cpus)
+}
+
+/// Cores to run if the user did not say.
+pub fn default_cores() -> u8 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(64) as u8)
+}
+
+/// The number of this start, on disk before it is returned.
+fn next_session(data: &Path) -> Result<NodeSession, BootError> {
+    let path = data.join("session");
+    let last: u64 = match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            format!("{} does not hold a number; it counts the starts of this node, restore it from a backup", path.display())
+        })?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(format!("cannot read {}: {error}", path.display()).into()),
+    };
+    let session = last + 1;
+    crate::dev::write_number(&path, session)?;
+    Ok(NodeSession(session))
+}
+
+fn transport(args: &DevArgs, admission: &Admission) -> TransportConfig {
+    TransportConfig {
+        streams_bidi_max: u64::from(admission.channels_max) + 1,
+        streams_uni_max: 0,
+        max_udp_payload_bytes: args.udp_payload_max,
+        ..TransportConfig::default()
+    }
+}
+
+/// Runs `felix-broker dev` until it is told to stop.
+pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
+    let started = Instant::now();
+    let cores = args.cores.unwrap_or_else(default_cores);
+    let buffers = SocketBuffers { steering: !args.no_steering, ..SocketBuffers::default() };
+    let allowed = check_machine(cores.into(), args.cpus.as_deref(), &buffers)?;
+    let cpus: Vec<Option<usize>> = match &args.cpus {
+        Some(list) if list.len() == usize::from(cores) => list.iter().copied().map(Some).collect(),
+        Some(list) => return Err(format!("--cpus names {} CPU(s) for {cores} core(s)", list.len()).into()),
+        None if allowed.len() >= usize::from(cores) => allowed.iter().copied().map(Some).take(cores.into()).collect(),
+        None => vec![None; cores.into()],
+    };
+    if !args.http.ip().is_loopback() {
+        crate::log::warn("the HTTP door has no authentication and is not on loopback", &[("http", &args.http.to_string())]);
+    }
+
+    let data = DataDir::open(&args.data)?;
+    let session = next_session(data.path())?;
+    let pki = DevPki::ensure(data.path(), args.listen, SystemTime::now())?;
+    let mut tls_files = TlsFiles::new(pki.server_cert.clone(), pki.server_key.clone(), pki.ca.clone());
+    let tls = tls_files.reload()?.ok_or("the certificates were read twice")?;
+    let mut sockets = SocketGroup::bind(args.listen, cores, &std::env::temp_dir().join("felix-locks"), buffers)?;
+    let listen = sockets.local_addr();
+    // Bound here so that a taken port ends the start before any thread runs.
+    let http = std::net::TcpListener::bind(args.http)
+        .map_err(|error| format!("cannot listen on {} for HTTP: {error}; choose another --http", args.http))?;
+    http.set_nonblocking(true)?;
+    let http_addr = http.local_addr()?;
+
+    let admission = Admission::default();
+    let endpoint_config = EndpointConfig {
+        transport: transport(args, &admission),
+        connections_max: args.connections_max,
+        connections_per_source_max: args.connections_max,
+        retry: RetryPolicy::AboveHandshakes(args.retry_above),
+        ..EndpointConfig::default()
+    };
+    let identity = Identity {
+        cluster: ClusterId(data.identity().cluster_id),
+        node: NodeId(data.identity().node_id),
+        session,
+        region: data.identity().region.clone(),
+    };
+    let started_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let metrics = Arc::new(Metrics::new(cores.into(), env!("CARGO_PKG_VERSION"), started_seconds));
+    let limits = MeshLimits { capacity: MESH_RING, reserved: 0 };
+    let mut ports = Mesh::<MeshMessage>::ports(usize::from(cores) + 1, limits);
+    let control_port = ports.pop().ok_or("the mesh has no member for control")?;
+    let roles = Arc::new(Roles::default());
+
+    let mut joins = Vec::new();
+    for (index, (socket, port)) in sockets.take_sockets().into_iter().zip(ports).enumerate() {
+        let slot = CoreSlot { index: index as u8, count: cores };
+        let secrets = EndpointSecrets::from_seed(&data.secrets().reset_key);
+        let endpoint = Endpoint::new(endpoint_config.clone(), &tls, slot, secrets, started)
+            .map_err(|error| format!("core {index} cannot make its QUIC endpoint: {error}"))?;
+        let config = CoreConfig {
+            me: CoreId(index as u8),
+            core_count: cores,
+            identity: identity.clone(),
+            admission,
+            shard_limits: felix_shard::limits::Limits::default(),
+            roles: roles.clone(),
+        };
+        let spec = CoreSpec {
+            index,
+            cpu: cpus[index],
+            wait: args.wait.into(),
+            spin: Duration::from_micros(args.spin_us),
+        };
+        let block = metrics.core(index);
+        let join = spawn_core(spec, move |handle| async move {
+            let core = Core::new(config);
+            CoreLoop::new(core, endpoint, socket, port, Clock::new(started), block).run(handle).await
+        })?;
+        joins.push(join);
+    }
+
+    let readiness = Arc::new(Readiness::default());
+    let settings = ControlSettings {
+        cores,
+        node: identity.node,
+        session,
+        drain: Duration::from_millis(args.drain_ms),
+        tls: tls_files,
+    };
+    let control = ControlThread::new(settings, control_port, readiness.clone());
+    write_context(&data.path().join("context.toml"), listen, &pki)?;
+    greet(data.path(), listen, http_addr, cores, args);
+
+    let (render, ready) = (metrics.clone(), readiness.clone());
+    let state = Arc::new(HttpState {
+        render: Box::new(move |out| render.render(out)),
+        ready: Box::new(move || ready.check()),
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let http = tokio::net::TcpListener::from_std(http)?;
+        control.run(http, state).await
+    })?;
+    for join in joins {
+        join.join()??;
+    }
+    drop(sockets);
+    crate::log::info("stopped", &[]);
+    Ok(())
+}
+
+/// Three lines for a newcomer on stdout, facts for the log on stderr.
+fn greet(data: &Path, listen: SocketAddr, http: SocketAddr, cores: u8, args: &DevArgs) {
+    let context = data.join("context.toml");
+    crate::log::info(
+        "ready",
+        &[
+            ("listen", &listen.to_string()),
+            ("http", &http.to_string()),
+            ("cores", &cores.to_string()),
+            ("wait", &format!("{:?}", args.wait).to_lowercase()),
+            ("context", &context.display().to_string()),
+        ],
+    );
+    println!("export FELIX_CONTEXT={}", context.display());
+    println!("felix stream create acme/md/quotes --shards 2 --ephemeral");
+    println!("felix sub acme/md/quotes --from earliest");
+}

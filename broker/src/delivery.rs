@@ -1,0 +1,270 @@
+//! **What**: the fan-out side of a core: asks the fan-out for what each scheduled subscriber gets next and writes it.
+//!
+//! ```text
+//! scheduled subscriber -> its delivery stream's ready list -> next(), prefix + shared bytes in one scratch
+//!   -> one stream_send per stream and turn -> what flow control cut stays in the stream's buffer
+//! ```
+//!
+//! **Invariants**: subscriptions of one stream take turns. A stream whose send was short is left alone until the
+//! transport says it has room. A subscriber stays on a ready list until `next` says Wait or Closed.
+//!
+//! **Never**: a send per subscriber and batch when one per stream will do; memory per subscriber.
+//!
+//! **See**: `felix_shard::fan_out`.
+
+use crate::core::Core;
+use crate::links::{LinkError, Links};
+use crate::session::DeliveryStream;
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::frame::{DELIVER_PREFIX_BYTES, Deliver, Delivery, DeliveryMode, Frame, deliver_prefix};
+use felix_protocol::ids::SubscriptionId;
+use felix_protocol::time::Now;
+use felix_shard::event::{ConnKey, SubKey};
+use felix_shard::fan_out::{FanOut, Next};
+
+/// What came of one step of a subscriber.
+enum Stepped {
+    /// A frame is at the end of the scratch.
+    Frame { is_batch: bool },
+    /// Nothing now.
+    Wait,
+    /// It ended.
+    Closed(ErrorCode),
+}
+
+/// Appends the next frame of a subscriber to `out`.
+fn step(fan_out: &mut FanOut, now: Now, key: SubKey, id: SubscriptionId, out: &mut Vec<u8>) -> Stepped {
+    let start = out.len();
+    let (number, covered, delivery) = match fan_out.next(now, key) {
+        Next::Batch { number, covered, batch } => {
+            out.extend_from_slice(&deliver_prefix(id, number, covered, batch.bytes().len()));
+            out.extend_from_slice(batch.bytes());
+            let bytes = DELIVER_PREFIX_BYTES + batch.bytes().len();
+            fan_out.charge(key, bytes);
+            return Stepped::Frame { is_batch: true };
+        }
+        Next::Gap { number, covered } => (number, covered, Delivery::Gap),
+        Next::Progress { number, covered } => (number, covered, Delivery::Progress),
+        Next::Wait => return Stepped::Wait,
+        Next::Closed(code) => return Stepped::Closed(code),
+    };
+    Frame::Deliver(Deliver { number, covered, delivery }).encode(id.0, out);
+    let bytes = out.len() - start;
+    fan_out.charge(key, bytes);
+    Stepped::Frame { is_batch: false }
+}
+
+impl Core {
+    /// Writes deliveries within the turn's budget. Returns whether some are left that could go at once.
+    pub(crate) fn deliver(&mut self, now: Now, links: &mut impl Links) -> bool {
+        self.dispatch_scheduled();
+        let mut budget = self.config.admission.deliveries_per_turn;
+        let mut scratch = std::mem::take(&mut self.write_scratch);
+        for _ in 0..self.delivery_queue.len() {
+            let Some((conn, stream)) = self.delivery_queue.pop_front() else { break };
+            if budget == 0 {
+                self.delivery_queue.push_front((conn, stream));
+                break;
+            }
+            self.write_stream(now, conn, stream, &mut budget, &mut scratch, links);
+        }
+        for _ in 0..self.datagram_queue.len() {
+            let Some(conn) = self.datagram_queue.pop_front() else { break };
+            self.write_datagrams(now, conn, &mut budget, &mut scratch, links);
+        }
+        self.write_scratch = scratch;
+        !self.delivery_queue.is_empty() || !self.datagram_queue.is_empty()
+    }
+
+    /// Puts every scheduled subscriber on the ready list of its stream.
+    fn dispatch_scheduled(&mut self) {
+        let Core { fan_out, sessions, delivery_queue, datagram_queue, .. } = self;
+        while let Some(key) = fan_out.take_scheduled() {
+            let Some(sub) = fan_out.get(key) else { continue };
+            let (conn, id, mode) = (sub.conn, sub.id, sub.mode);
+            let Some(session) = sessions.get(conn) else { continue };
+            let stream = match mode {
+                DeliveryMode::DatagramOrStream | DeliveryMode::DatagramOrGap => {
+                    session.datagrams.push_back((key, id));
+                    if !session.datagrams_queued {
+                        session.datagrams_queued = true;
+                        datagram_queue.push_back(conn);
+                    }
+                    continue;
+                }
+                DeliveryMode::Shared => session.shared,
+                DeliveryMode::Own => session.subs.get(&id).map(|it| it.stream),
+            };
+            let Some(delivery) = stream.and_then(|stream| session.delivery_stream(stream)) else { continue };
+            delivery.ready.push_back((key, id));
+            if !delivery.queued && !delivery.blocked {
+                delivery.queued = true;
+                delivery_queue.push_back((conn, delivery.stream));
+            }
+        }
+    }
+
+    fn write_stream(
+        &mut self,
+        now: Now,
+        conn: ConnKey,
+        stream: u64,
+        budget: &mut usize,
+        scratch: &mut Vec<u8>,
+        links: &mut impl Links,
+    ) {
+        let Core { fan_out, sessions, counters, config, .. } = self;
+        let Some(delivery) = sessions.get(conn).and_then(|it| it.delivery_stream(stream)) else { return };
+        delivery.queued = false;
+        match delivery.out.flush(conn, stream, links) {
+            Ok(true) => {}
+            Ok(false) => {
+                delivery.blocked = true;
+                return;
+            }
+            Err(error) => return self.on_delivery_error(conn, stream, error),
+        }
+        if delivery.ready.is_empty() {
+            return self.end_own_stream(conn, stream, links);
+        }
+        // At least one frame is written even without room: the short send arms the announcement of room.
+        let room = links.stream_capacity(conn, stream).clamp(1, config.admission.write_bytes_max);
+        scratch.clear();
+        let mut closed = None;
+        while scratch.len() < room && *budget > 0 {
+            let Some((key, id)) = delivery.ready.front().copied() else { break };
+            match step(fan_out, now, key, id, scratch) {
+                Stepped::Frame { is_batch } => {
+                    *budget -= 1;
+                    counters.deliveries += u64::from(is_batch);
+                    if delivery.ready.len() > 1 {
+                        delivery.ready.rotate_left(1);
+                    }
+                }
+                Stepped::Wait => {
+                    delivery.ready.pop_front();
+                }
+                Stepped::Closed(code) => {
+                    delivery.ready.pop_front();
+                    closed = Some((key, code));
+                    break;
+                }
+            }
+        }
+        let sent = match scratch.is_empty() {
+            true => Ok(0),
+            false => links.stream_send(conn, stream, scratch, false),
+        };
+        match sent {
+            Ok(bytes) if bytes < scratch.len() => {
+                delivery.out.keep(&scratch[bytes..]);
+                delivery.blocked = true;
+            }
+            Ok(_) => {
+                if !delivery.ready.is_empty() && closed.is_none() {
+                    delivery.queued = true;
+                    self.delivery_queue.push_back((conn, stream));
+                }
+            }
+            Err(error) => return self.on_delivery_error(conn, stream, error),
+        }
+        if let Some((key, code)) = closed {
+            self.close_subscription(conn, key, code, "the subscriber was too slow for policy disconnect");
+        }
+    }
+
+    fn on_delivery_error(&mut self, conn: ConnKey, stream: u64, error: LinkError) {
+        match error {
+            // The endpoint tells that the connection is over in its own event.
+            LinkError::Closed | LinkError::WouldBlock => {}
+            _ => self.drop_delivery_stream(conn, stream),
+        }
+    }
+
+    /// A stream of its own whose subscription ended is finished once all is sent.
+    fn end_own_stream(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        if session.shared != Some(stream) && !session.subs.values().any(|sub| sub.stream == stream) {
+            session.delivery.retain(|it| it.stream != stream);
+            let _ = links.stream_send(conn, stream, &[], true);
+        }
+    }
+
+    fn write_datagrams(
+        &mut self,
+        now: Now,
+        conn: ConnKey,
+        budget: &mut usize,
+        scratch: &mut Vec<u8>,
+        links: &mut impl Links,
+    ) {
+        let Core { fan_out, sessions, counters, delivery_queue, .. } = self;
+        let Some(session) = sessions.get(conn) else { return };
+        session.datagrams_queued = false;
+        let mut closed = Vec::new();
+        while *budget > 0 {
+            let Some((key, id)) = session.datagrams.front().copied() else { break };
+            scratch.clear();
+            match step(fan_out, now, key, id, scratch) {
+                Stepped::Frame { is_batch } => {
+                    *budget -= 1;
+                    match links.datagram_send(conn, scratch) {
+                        Ok(()) => counters.deliveries += u64::from(is_batch),
+                        Err(LinkError::TooLarge) => {
+                            let mode = fan_out.get(key).map(|sub| sub.mode);
+                            if mode == Some(DeliveryMode::DatagramOrGap) {
+                                as_gap(scratch);
+                                let _ = links.datagram_send(conn, scratch);
+                            } else if let Some(stream) = session.shared
+                                && let Some(delivery) = session.delivery.iter_mut().find(|it| it.stream == stream)
+                            {
+                                spill(delivery, scratch, counters);
+                                if !delivery.queued && !delivery.blocked {
+                                    delivery.queued = true;
+                                    delivery_queue.push_back((conn, stream));
+                                }
+                            }
+                        }
+                        // A full queue means a gap: the delivery number is used up (DECISIONS 22).
+                        Err(_) => counters.datagrams_dropped += 1,
+                    }
+                    session.datagrams.rotate_left(1);
+                }
+                Stepped::Wait => {
+                    session.datagrams.pop_front();
+                }
+                Stepped::Closed(code) => {
+                    session.datagrams.pop_front();
+                    closed.push((key, code));
+                }
+            }
+        }
+        if !session.datagrams.is_empty() {
+            session.datagrams_queued = true;
+            self.datagram_queue.push_back(conn);
+        }
+        for (key, code) in closed {
+            self.close_subscription(conn, key, code, "the subscriber was too slow for policy disconnect");
+        }
+    }
+}
+
+/// Unsent bytes of the shared stream beyond which a large record of an at-most-once subscription is dropped.
+const SPILL_BYTES_MAX: usize = 1 << 20;
+
+fn spill(delivery: &mut DeliveryStream, frame: &[u8], counters: &mut crate::admission::CoreCounters) {
+    if delivery.out.waiting() + frame.len() <= SPILL_BYTES_MAX {
+        delivery.out.keep(frame);
+        counters.deliveries += 1;
+    } else {
+        counters.datagrams_dropped += 1;
+    }
+}
+
+/// Turns the Deliver frame in `frame` into a gap notice of the same number and range.
+fn as_gap(frame: &mut Vec<u8>) {
+    frame.truncate(DELIVER_PREFIX_BYTES);
+    let length = (DELIVER_PREFIX_BYTES as u32).to_le_bytes();
+    frame[..4].copy_from_slice(&length);
+    frame[16..20].copy_from_slice(&1u32.to_le_bytes());
+}

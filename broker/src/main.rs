@@ -1,0 +1,38 @@
+//! **What**: the `felix-broker` program.
+//!
+//! **Invariants**: exit code 0 only after an orderly stop; an error is one sentence on stderr and code 1.
+//! A panic on any thread aborts the process: a broken invariant must not serve.
+//!
+//! **Never**: logic.
+//!
+//! **See**: `boot.rs`.
+
+use clap::Parser;
+use felix_broker::boot;
+use felix_broker::config::{Cli, Command};
+use felix_broker::io::bind::SocketBuffers;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default_hook(info);
+        std::process::abort();
+    }));
+    let result = match Cli::parse().command {
+        Command::Dev(args) => boot::run_dev(&args),
+        Command::SelfCheck(args) => {
+            let cores = args.cores.unwrap_or_else(boot::default_cores);
+            boot::check_machine(cores.into(), None, &SocketBuffers::default()).map(|cpus| {
+                println!("this machine can run a broker with {cores} core(s); CPUs {cpus:?}");
+            })
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("felix-broker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! **What**: the state of one connection: who it is, its control stream, its channels, its subscriptions.
+//!
+//! ```text
+//! Connected -> AwaitHello --Hello--> Ready --Goaway sent--> Draining
+//!                  |  anything else, or too late: closed with a typed error
+//! ```
+//!
+//! **Invariants**: an idle session holds no buffers: frames are cut in the core's scratch and only an unfinished one is
+//! kept. Everything unsent is bounded by `admission.rs`.
+//!
+//! **Never**: a copy of a batch per subscriber: only the rest of a frame that flow control cut is kept.
+//!
+//! **See**: `requests.rs` (control frames), `channel.rs` (publish), `delivery.rs` (subscriptions).
+
+use crate::channel::Channel;
+use crate::links::{LinkError, Links};
+use felix_control::authorise::Principal;
+use felix_protocol::frame_stream::FrameStream;
+use felix_protocol::ids::SubscriptionId;
+use felix_protocol::time::Time;
+use felix_shard::event::{ConnKey, SubKey};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// QUIC stream id of the control stream: the first that a client opens.
+pub const CONTROL_STREAM: u64 = 0;
+
+/// How far a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// Connected; only Hello is allowed.
+    AwaitHello {
+        /// When it is closed.
+        deadline: Time,
+    },
+    /// Serving.
+    Ready,
+    /// Told to go away; serving until it is gone.
+    Draining,
+}
+
+/// Bytes waiting for flow control on one stream.
+#[derive(Debug, Default)]
+pub struct OutBuffer {
+    bytes: Vec<u8>,
+    at: usize,
+}
+
+impl OutBuffer {
+    /// Bytes not sent yet.
+    pub fn waiting(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    /// The buffer to append whole frames to.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Sends what flow control takes. `Ok(true)`: all is sent.
+    pub fn flush(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) -> Result<bool, LinkError> {
+        while self.at < self.bytes.len() {
+            let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
+            if sent == 0 {
+                return Ok(false);
+            }
+            self.at += sent;
+        }
+        self.bytes.clear();
+        self.at = 0;
+        if self.bytes.capacity() > 4 << 10 {
+            self.bytes = Vec::new();
+        }
+        Ok(true)
+    }
+
+    /// Keeps the rest of `bytes` that was not sent.
+    pub fn keep(&mut self, rest: &[u8]) {
+        self.bytes.extend_from_slice(rest);
+    }
+}
+
+/// A server-opened stream that carries deliveries.
+#[derive(Debug)]
+pub struct DeliveryStream {
+    /// QUIC stream id.
+    pub stream: u64,
+    /// What flow control cut.
+    pub out: OutBuffer,
+    /// Subscriptions with something to send, round robin.
+    pub ready: VecDeque<(SubKey, SubscriptionId)>,
+    /// It is on the core's list of streams to write.
+    pub queued: bool,
+    /// The last send was short; the transport announces room.
+    pub blocked: bool,
+}
+
+impl DeliveryStream {
+    /// A fresh one.
+    pub fn new(stream: u64) -> DeliveryStream {
+        DeliveryStream { stream, out: OutBuffer::default(), ready: VecDeque::new(), queued: false, blocked: false }
+    }
+}
+
+/// A subscription of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionSub {
+    /// Its place in the fan-out.
+    pub key: SubKey,
+    /// Stream its deliveries go on (datagrams: for what does not fit, and its end).
+    pub stream: u64,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Session {
+    /// Its key.
+    pub conn: ConnKey,
+    /// Who the certificate says it is; None: it showed none.
+    pub principal: Option<Arc<Principal>>,
+    /// How far it is.
+    pub state: SessionState,
+    /// Unfinished control frame.
+    pub control_in: FrameStream,
+    /// Unsent control frames.
+    pub control_out: OutBuffer,
+    /// The control stream was not read to its end because of a bound.
+    pub control_stalled: bool,
+    /// Requests that wait for the control thread.
+    pub requests: u32,
+    /// Publish channels by QUIC stream.
+    pub channels: HashMap<u64, Box<Channel>>,
+    /// Subscriptions by number.
+    pub subs: HashMap<SubscriptionId, SessionSub>,
+    /// Streams that carry deliveries; the first is the shared one.
+    pub delivery: Vec<DeliveryStream>,
+    /// Subscriptions that send datagrams and have something to send.
+    pub datagrams: VecDeque<(SubKey, SubscriptionId)>,
+    /// The datagram list is on the core's list.
+    pub datagrams_queued: bool,
+    /// Which delivery stream is shared.
+    pub shared: Option<u64>,
+}
+
+impl Session {
+    /// A session that must say Hello before `deadline`.
+    pub fn new(conn: ConnKey, principal: Option<Arc<Principal>>, deadline: Time) -> Session {
+        Session {
+            conn,
+            principal,
+            state: SessionState::AwaitHello { deadline },
+            control_in: FrameStream::new(),
+            control_out: OutBuffer::default(),
+            control_stalled: false,
+            requests: 0,
+            channels: HashMap::new(),
+            subs: HashMap::new(),
+            delivery: Vec::new(),
+            datagrams: VecDeque::new(),
+            datagrams_queued: false,
+            shared: None,
+        }
+    }
+
+    /// The delivery stream with this QUIC id.
+    pub fn delivery_stream(&mut self, stream: u64) -> Option<&mut DeliveryStream> {
+        self.delivery.iter_mut().find(|it| it.stream == stream)
+    }
+}
+
+/// The sessions of a core, by the slot in their key.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    slots: Vec<Option<Box<Session>>>,
+    count: usize,
+}
+
+impl Sessions {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Adds one; an older one in the same slot is given back.
+    pub fn insert(&mut self, session: Session) -> Option<Box<Session>> {
+        let slot = slot(session.conn);
+        if self.slots.len() <= slot {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        let old = self.slots[slot].replace(Box::new(session));
+        self.count += usize::from(old.is_none());
+        old
+    }
+
+    /// One by key.
+    pub fn get(&mut self, conn: ConnKey) -> Option<&mut Session> {
+        self.slots.get_mut(slot(conn))?.as_deref_mut().filter(|it| it.conn == conn)
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, conn: ConnKey) -> Option<Box<Session>> {
+        self.get(conn)?;
+        self.count -= 1;
+        self.slots[slot(conn)].take()
+    }
+
+    /// All keys, by slot.
+    pub fn keys(&self) -> Vec<ConnKey> {
+        self.slots.iter().flatten().map(|it| it.conn).collect()
+    }
+}
+
+/// The low half of a key is the endpoint's slot (`felix_quic::ConnId::to_u64`).
+fn slot(conn: ConnKey) -> usize {
+    conn.0 as u32 as usize
+}
