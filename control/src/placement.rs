@@ -70,9 +70,9 @@ fn spread(streams: &[Vec<CoreId>], mut loads: Vec<u32>, before: usize) -> Vec<Mo
     let count = loads.len();
     // First only the numbers: how many shards each old core gives and each new one takes.
     let (mut give, mut take) = (vec![0u32; count], vec![0u32; count]);
-    loop {
-        let Some(from) = (0..before).max_by_key(|&core| (loads[core], std::cmp::Reverse(core))) else { break };
-        let Some(to) = (before..count).min_by_key(|&core| (loads[core], core)) else { break };
+    let most = |loads: &[u32]| (0..before).max_by_key(|&core| (loads[core], std::cmp::Reverse(core)));
+    let fewest = |loads: &[u32]| (before..count).min_by_key(|&core| (loads[core], core));
+    while let (Some(from), Some(to)) = (most(&loads), fewest(&loads)) {
         if loads[from] <= loads[to] + 1 {
             break;
         }

@@ -1,0 +1,194 @@
+//! The frozen bytes of version 1: `tests/golden/v1/`. Files are added, never edited: a difference here means that this
+//! build would not read what an older one wrote. `cargo test --test golden -- --ignored` writes those that are missing.
+
+use felix_control::authorise::Principal;
+use felix_control::command::{Action, Entry, Internal};
+use felix_control::framed::{FrameError, FrameKind};
+use felix_control::snapshot::{self, SnapshotError};
+use felix_control::state::State;
+use felix_control::watch::{Change, Delta, Snapshot};
+use felix_protocol::codec::DecodeError;
+use felix_protocol::ids::{CoreId, NodeId, NodeSession};
+use felix_protocol::metadata::*;
+use felix_protocol::names::{NamespaceName, StreamName};
+use felix_protocol::position::Lineage;
+use felix_protocol::time::Timestamp;
+use std::path::PathBuf;
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1").join(name)
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn stream(text: &str) -> StreamName {
+    StreamName::parse(text).unwrap()
+}
+
+/// Every command of the log, each with a file of its own.
+fn entries() -> Vec<(&'static str, Entry)> {
+    let client = Action::Client;
+    let internal = Action::Internal;
+    let spec = StreamSpec {
+        shards: 3,
+        durability: Durability::Ephemeral,
+        retention_bytes: 1 << 20,
+        retention_age_ms: Some(60_000),
+        batch_bytes_max: 65_536,
+    };
+    let limits = TenantLimits { streams_max: 10, shards_max: 20, retained_bytes_max: 1 << 30 };
+    let changes =
+        StreamChanges { retention_bytes: Some(2 << 20), retention_age_ms: Some(None), batch_bytes_max: Some(32_768) };
+    let md = NamespaceName::parse("acme/md").unwrap();
+    let quotes = stream("acme/md/quotes");
+    let orders = stream("other/x/Orders_1");
+    let actions = [
+        ("set_core_count", internal(Internal::SetCoreCount { cores: 4 })),
+        ("raise_floors", internal(Internal::RaiseFloors { ids: 100, lineage: Lineage(10) })),
+        ("start_node", internal(Internal::StartNode { node: NodeId(0xabcd), session: NodeSession(7) })),
+        ("create_tenant", client(Command::CreateTenant { tenant: "acme".into(), limits })),
+        ("create_namespace", client(Command::CreateNamespace { name: md.clone() })),
+        ("create_stream", client(Command::CreateStream { name: quotes.clone(), spec, create_parents: false })),
+        (
+            "create_stream_and_parents",
+            client(Command::CreateStream { name: orders.clone(), spec: StreamSpec::default(), create_parents: true }),
+        ),
+        ("alter_stream", client(Command::AlterStream { name: quotes, changes, if_version: Some(6) })),
+        ("delete_tenant", client(Command::DeleteTenant { tenant: "acme".into() })),
+        ("delete_namespace", client(Command::DeleteNamespace { name: md })),
+        ("delete_stream", client(Command::DeleteStream { name: orders })),
+        ("allocate_producers", internal(Internal::AllocateProducers { core: CoreId(2), count: 1_000 })),
+    ];
+    let principal = |action: &Action| match action {
+        Action::Internal(_) => Principal::system(),
+        Action::Client(Command::DeleteStream { .. }) => Principal::named("ann").unwrap(),
+        Action::Client(_) => Principal::admin(),
+    };
+    let entry = |(at, (name, action)): (u64, (&'static str, Action))| {
+        let time = Timestamp(1_700_000_000_000_000_000 + at);
+        (name, Entry::new(0x1000 + u128::from(at), time, principal(&action), action))
+    };
+    (0..).zip(actions).map(entry).collect()
+}
+
+fn state_and_changes() -> (State, Vec<Change>) {
+    let mut state = State::new();
+    let changes = entries().iter().flat_map(|(_, entry)| state.apply(entry).changes).collect();
+    state.check_invariants().unwrap();
+    (state, changes)
+}
+
+/// Every golden file and the bytes that this build would write.
+fn files() -> Vec<(String, Vec<u8>)> {
+    let (state, changes) = state_and_changes();
+    let delta = Delta { from_version: 0, to_version: state.version(), changes };
+    let entries = entries().into_iter().map(|(name, entry)| (format!("entry_{name}.bin"), entry.encode().unwrap()));
+    entries
+        .chain([
+            ("delta.bin".to_string(), delta.encode().unwrap()),
+            ("watch_snapshot.bin".to_string(), state.watch_snapshot().encode().unwrap()),
+            ("state_snapshot.bin".to_string(), snapshot::encode(&state).unwrap()),
+        ])
+        .collect()
+}
+
+#[test]
+#[ignore = "writes files"]
+fn write_missing_golden_files() {
+    for (name, bytes) in files() {
+        if !path(&name).exists() {
+            std::fs::write(path(&name), bytes).unwrap();
+        }
+    }
+}
+
+#[test]
+fn this_build_writes_the_golden_bytes() {
+    for (name, bytes) in files() {
+        assert!(bytes == golden(&name), "{name}: these bytes are frozen; a change is a new version");
+    }
+    let count = std::fs::read_dir(path("")).unwrap().count();
+    assert_eq!(count, files().len(), "a golden file that no test reads");
+}
+
+#[test]
+fn this_build_reads_the_golden_bytes() {
+    for (name, entry) in entries() {
+        assert_eq!(Entry::decode(&golden(&format!("entry_{name}.bin"))), Ok(entry), "{name}");
+    }
+    let (state, changes) = state_and_changes();
+    let delta = Delta { from_version: 0, to_version: state.version(), changes };
+    assert_eq!(Delta::decode(&golden("delta.bin")), Ok(delta));
+    assert_eq!(Snapshot::decode(&golden("watch_snapshot.bin")), Ok(state.watch_snapshot()));
+    assert_eq!(snapshot::decode(&golden("state_snapshot.bin")), Ok(state));
+}
+
+/// One entry written out by hand, so that the layout is checked against its description and not only against itself.
+#[test]
+fn the_layout_is_the_one_described() {
+    let mut expected = Vec::new();
+    expected.extend(*b"FLXC");
+    expected.extend([1, 1, 0, 0]); // version, type, reserved
+    expected.extend([0; 4]); // length, below
+    expected.extend([0; 4]); // checksum, below
+    expected.extend(0x1000u128.to_le_bytes());
+    expected.extend(1_700_000_000_000_000_000u64.to_le_bytes());
+    expected.extend([6, 0]);
+    expected.extend(*b"system");
+    expected.push(1); // internal
+    expected.extend([2, 0]);
+    expected.extend([1, 4]); // SetCoreCount, 4
+    let length = expected.len() as u32;
+    expected[8..12].copy_from_slice(&length.to_le_bytes());
+    let checked = [&expected[..12], &expected[16..]].concat();
+    let checksum = crc32c::crc32c(&checked);
+    expected[12..16].copy_from_slice(&checksum.to_le_bytes());
+    assert_eq!(golden("entry_set_core_count.bin"), expected);
+}
+
+#[test]
+fn corrupt_twins_are_refused_with_the_exact_reason() {
+    let spoilt = |name: &str, at: usize, value: u8| {
+        let mut bytes = golden(name);
+        bytes[at] = value;
+        bytes
+    };
+    let entry = |at, value| Entry::decode(&spoilt("entry_start_node.bin", at, value)).unwrap_err();
+    let bytes = golden("entry_start_node.bin");
+    let found = bytes.len();
+    assert_eq!(entry(0, b'X'), FrameError::BadMagic { found: u32::from_le_bytes(*b"XLXC") });
+    assert_eq!(entry(4, 2), FrameError::UnknownVersion { found: 2 });
+    assert_eq!(entry(5, 2), FrameError::WrongKind { expected: FrameKind::Entry, found: 2 });
+    assert_eq!(entry(6, 1), FrameError::ReservedBits { found: 1 });
+    assert_eq!(entry(8, 1), FrameError::BadLength { announced: 1, found });
+    assert!(matches!(entry(20, 0xee), FrameError::BadChecksum { .. }));
+    assert_eq!(Entry::decode(&bytes[..9]), Err(FrameError::Truncated { found: 9 }));
+    assert_eq!(Entry::decode(&bytes[..found - 1]), Err(FrameError::BadLength { announced: found, found: found - 1 }));
+    let wrong = FrameError::WrongKind { expected: FrameKind::StateSnapshot, found: 1 };
+    assert_eq!(snapshot::decode(&bytes), Err(SnapshotError::Frame(wrong)));
+    // A whole frame with a body that is not one.
+    let short = felix_control::framed::seal(FrameKind::Entry, |out| out.extend([0; 20])).unwrap();
+    assert_eq!(Entry::decode(&short), Err(FrameError::Body(DecodeError::Truncated)));
+}
+
+#[test]
+fn every_single_bit_flip_is_refused() {
+    type Refuses = fn(&[u8]) -> bool;
+    let cases: [(&str, Refuses); 4] = [
+        ("state_snapshot.bin", |bytes| snapshot::decode(bytes).is_err()),
+        ("watch_snapshot.bin", |bytes| Snapshot::decode(bytes).is_err()),
+        ("delta.bin", |bytes| Delta::decode(bytes).is_err()),
+        ("entry_create_stream.bin", |bytes| Entry::decode(bytes).is_err()),
+    ];
+    for (name, refuses) in cases {
+        let mut bytes = golden(name);
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(refuses(&bytes), "{name}: bit {bit} of {}", bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        assert!(!refuses(&bytes), "{name}");
+    }
+}
