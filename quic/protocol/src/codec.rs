@@ -242,6 +242,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn only_bad_names_and_arguments_leave_the_connection_alive() {
+        use crate::error_code::Class;
+        for (error, code) in [
+            (DecodeError::Truncated, ErrorCode::MalformedFrame),
+            (DecodeError::TrailingBytes, ErrorCode::MalformedFrame),
+            (DecodeError::BadField("x"), ErrorCode::MalformedFrame),
+            (DecodeError::NotUtf8, ErrorCode::MalformedFrame),
+            (DecodeError::UnknownMandatoryTlv(0x8001), ErrorCode::UnknownMandatoryField),
+            (DecodeError::UnknownMandatoryFlag(2), ErrorCode::UnknownMandatoryField),
+            (DecodeError::UnknownFrameType(99), ErrorCode::UnexpectedFrame),
+            (DecodeError::UnknownVersion(2), ErrorCode::UnsupportedVersion),
+            (DecodeError::TooLarge { bytes: 2, max: 1 }, ErrorCode::FrameTooLarge),
+            (DecodeError::BadName(NameError::Empty), ErrorCode::InvalidName),
+            (DecodeError::BadArgument("x"), ErrorCode::InvalidArgument),
+        ] {
+            assert_eq!(error.code(), code, "{error}");
+            let answered = matches!(error, DecodeError::BadName(_) | DecodeError::BadArgument(_));
+            assert_eq!(code.class() == Class::Reject, answered, "{error}");
+            assert!(answered || code.class() == Class::Fatal, "{error}");
+        }
+    }
+
+    #[test]
     fn varint_has_one_form() {
         for value in [0, 1, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
             let mut bytes = Vec::new();

@@ -165,7 +165,7 @@ pub struct PublishAck {
     pub epoch: Epoch,
     /// What these acks are worth.
     pub durability: Durability,
-    /// All sequences below this are appended or were refused.
+    /// One past the highest sequence answered so far. A refusal may overtake acks, so match by `base_offsets`.
     pub through: Sequence,
     /// Base offset of each batch, oldest first; a retry gets the offset of the first try.
     pub base_offsets: Vec<Offset>,

@@ -118,7 +118,7 @@ fn hello_example() {
         client_name: "demo",
         token: b"",
     })
-    .encode(1, &mut bytes);
+    .encode(0, &mut bytes);
     expect(&annotate(
         &bytes,
         &[
@@ -126,7 +126,7 @@ fn hello_example() {
             (1, "version 1"),
             (1, "type 1 (Hello)"),
             (2, "flags 0"),
-            (4, "request_id 1"),
+            (4, "request_id 0"),
             (2, "tlv_bytes 0"),
             (2, "reserved"),
             (1, "version_min 1"),
@@ -264,7 +264,7 @@ fn publish_and_subscribe_examples() {
         producer: ProducerId(0),
         producer_epoch: ProducerEpoch(0),
     })
-    .encode(1, &mut bytes);
+    .encode(0, &mut bytes);
     expect(&annotate(
         &bytes,
         &[
@@ -272,7 +272,7 @@ fn publish_and_subscribe_examples() {
             (1, "version 1"),
             (1, "type 20 (OpenChannel)"),
             (2, "flags 0"),
-            (4, "request_id 1"),
+            (4, "request_id 0"),
             (2, "tlv_bytes 0"),
             (2, "reserved"),
             (2, "stream_name, 14 bytes"),
