@@ -125,8 +125,8 @@ impl ClientConfig {
         self
     }
 
-    /// Bytes of deliveries a subscriber holds unread; each shard gets a share, at least one frame of the largest size
-    /// (1 MiB). Default 16 MiB.
+    /// Bytes of deliveries a subscriber holds unread; each shard gets a share, at least two frames of the largest size
+    /// (2 MiB). Default 16 MiB.
     pub fn receive_buffer_bytes(mut self, bytes: usize) -> ClientConfig {
         self.receive_buffer_bytes = bytes.max(FRAME_BYTES_MAX);
         self

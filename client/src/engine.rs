@@ -116,6 +116,11 @@ pub enum Event {
         /// The item.
         item: Item,
     },
+    /// Every shard of a subscriber is live for the first time.
+    Live {
+        /// Which.
+        subscriber: SubscriberId,
+    },
     /// A subscriber ended.
     Ended {
         /// Which.
@@ -221,6 +226,13 @@ impl Engine {
     pub fn on_sent(&mut self, conn: ConnKey, stream: u64, count: usize) {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.session.on_sent(stream, count);
+        }
+    }
+
+    /// QUIC does not know that stream any more: what waits for it is dropped.
+    pub fn on_stream_gone(&mut self, conn: ConnKey, stream: u64) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.session.forget_stream(stream);
         }
     }
 

@@ -160,10 +160,6 @@ impl DeliveredBatch {
         let broker_now = now.0.saturating_add_signed(self.clock_offset_ns);
         RecordViews { records, batch: self, age_ns: broker_now.saturating_sub(self.header.append_time.0) }
     }
-
-    pub(crate) fn held_bytes(&self) -> usize {
-        self.bytes.len()
-    }
 }
 
 /// A record read in place.

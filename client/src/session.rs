@@ -360,6 +360,11 @@ impl Session {
         self.queues.block(stream);
     }
 
+    /// QUIC does not know that stream any more.
+    pub fn forget_stream(&mut self, stream: u64) {
+        self.queues.forget(stream);
+    }
+
     /// Offers blocked streams again (after a stream limit, which has no event when it is lifted).
     pub fn retry_blocked(&mut self) {
         for stream in self.queues.blocked() {

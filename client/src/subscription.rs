@@ -30,6 +30,9 @@ use felix_protocol::names::StreamName;
 use felix_protocol::position::{OffsetRange, Position};
 use felix_protocol::time::Time;
 
+/// Smallest window.
+pub(crate) const WINDOW_BYTES_MIN: usize = 2 * FRAME_BYTES_MAX;
+
 /// Where a subscription stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -101,8 +104,8 @@ impl Subscription {
             stream_name,
             shard,
             options,
-            // A frame of the largest size must always fit, or nothing would ever come.
-            window: window_bytes.max(FRAME_BYTES_MAX) as u64,
+            // A frame of the largest size must always fit, also while a part of the window is not granted again yet.
+            window: window_bytes.max(WINDOW_BYTES_MIN) as u64,
             phase: Phase::Idle,
             next,
             rewind: Rewind::No,

@@ -56,6 +56,8 @@ pub enum Lost {
     Tls(Option<u8>),
     /// The broker's endpoint turned it away.
     TurnedAway,
+    /// A QUIC transport error (RFC 9000 section 20.1).
+    Transport(u64),
     /// The broker closed it with this code, or refused it.
     Refused(ErrorCode, String),
     /// The broker broke the protocol.

@@ -115,9 +115,9 @@ impl Engine {
         self.publishers.get(&id).is_some_and(|it| !it.tally.is_empty() || it.closing)
     }
 
-    /// Publishers there are.
-    pub fn publisher_ids(&self) -> impl Iterator<Item = PublisherId> + '_ {
-        self.publishers.keys().copied()
+    /// Whether a publisher has not ended.
+    pub fn has_publisher(&self, id: PublisherId) -> bool {
+        self.publishers.contains_key(&id)
     }
 
     /// Moves what waits in the intake as far as it can go, and settles outcomes with it.

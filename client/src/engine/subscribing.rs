@@ -25,6 +25,7 @@ use std::sync::Arc;
 struct Lane {
     subscription: Subscription,
     backoff: Backoff,
+    confirmed: bool,
 }
 
 /// A subscriber.
@@ -54,6 +55,7 @@ impl Engine {
         let lane = |index| Lane {
             subscription: Subscription::new(name.clone(), ShardIndex(index), options.clone(), window),
             backoff: Backoff::default(),
+            confirmed: false,
         };
         let lanes = shards.into_iter().map(lane).collect();
         self.subscribers.insert(id, SubscriberState { name: name.clone(), lanes });
@@ -137,10 +139,19 @@ impl Engine {
     }
 
     pub(super) fn on_subscribed(&mut self, key: ConnKey, wire_id: u32, subscribed: &Subscribed) {
+        let place = self.conns.get(&key).and_then(|it| it.subscriptions.get(&wire_id)).copied();
+        let mut first = false;
         self.on_subscription(key, wire_id, |lane, items| {
             lane.backoff.succeeded();
+            first = !std::mem::replace(&mut lane.confirmed, true);
             lane.subscription.on_subscribed(subscribed, items)
         });
+        if let Some((id, _)) = place
+            && first
+            && self.subscribers.get(&id).is_some_and(|it| it.lanes.iter().all(|lane| lane.confirmed))
+        {
+            self.events.push_back(Event::Live { subscriber: id });
+        }
     }
 
     pub(super) fn on_delivered(&mut self, key: ConnKey, wire_id: u32, delivered: Delivered) {
