@@ -284,19 +284,19 @@ mod tests {
     #[test]
     fn the_text_has_every_number_once_per_core() {
         let metrics = Metrics::new(2, "0.1.0", 1_700_000_000);
-        metrics.core(0).publish_records.add(5);
-        metrics.core(1).publish_records.add(7);
-        metrics.core(1).publish_records.add(1);
+        metrics.core(0).sessions_opened.add(5);
+        metrics.core(1).sessions_opened.add(7);
+        metrics.core(1).sessions_opened.add(1);
         metrics.core(1).connections.set(3);
-        assert_eq!(metrics.sum(|core| core.publish_records.get()), 13);
+        assert_eq!(metrics.sum(|core| core.sessions_opened.get()), 13);
         let mut text = String::new();
         metrics.render(&mut text);
         for line in [
             "felix_build_info{version=\"0.1.0\"} 1",
             "felix_start_time_seconds 1700000000",
-            "# TYPE felix_publish_records_total counter",
-            "felix_publish_records_total{core=\"0\"} 5",
-            "felix_publish_records_total{core=\"1\"} 8",
+            "# TYPE felix_sessions_opened_total counter",
+            "felix_sessions_opened_total{core=\"0\"} 5",
+            "felix_sessions_opened_total{core=\"1\"} 8",
             "# TYPE felix_connections gauge",
             "felix_connections{core=\"1\"} 3",
         ] {
