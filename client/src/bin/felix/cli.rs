@@ -47,8 +47,8 @@ pub struct Cli {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Context file: where the broker is and who you are
-    #[arg(long, global = true, value_name = "FILE", env = "FELIX_CONTEXT", hide_env_values = true)]
+    /// Context file: where the broker is and who you are [env: FELIX_CONTEXT]
+    #[arg(long, global = true, value_name = "FILE")]
     pub context: Option<PathBuf>,
     /// Address of the broker, instead of the context's
     #[arg(long, global = true, value_name = "HOST:PORT")]
@@ -62,8 +62,8 @@ pub struct Globals {
     /// Your private key, PEM (in front of the verb: `pub --key` is the key of records)
     #[arg(long = "key", id = "private_key", value_name = "FILE")]
     pub private_key: Option<PathBuf>,
-    /// Bearer token; the environment keeps it out of the process list
-    #[arg(long, global = true, value_name = "TOKEN", env = "FELIX_TOKEN", hide_env_values = true)]
+    /// Bearer token; the environment keeps it out of the process list [env: FELIX_TOKEN]
+    #[arg(long, global = true, value_name = "TOKEN")]
     pub token: Option<String>,
     /// Name in the broker's certificate, if it is not the host of --server
     #[arg(long, global = true, value_name = "NAME")]

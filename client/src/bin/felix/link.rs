@@ -9,6 +9,7 @@
 use crate::cli::Globals;
 use crate::failure::{Exit, Failure};
 use felix_client::{Client, ClientConfig, Command, Context, ContextError, Reply, RequestError};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +27,8 @@ pub struct Found {
 
 /// Finds the context and puts the options of the command line over it.
 pub fn find_context(globals: &Globals) -> Result<Found, Failure> {
-    let named = globals.context.as_deref().filter(|path| !path.as_os_str().is_empty());
+    let named = globals.context.clone().or_else(|| set("FELIX_CONTEXT").map(PathBuf::from));
+    let named = named.as_deref();
     let loaded = match named {
         Some(path) => Context::load(path).map(|context| (path.to_path_buf(), context)),
         None => Context::path_from_env().and_then(|path| Context::load(&path).map(|context| (path, context))),
@@ -52,13 +54,19 @@ pub fn find_context(globals: &Globals) -> Result<Found, Failure> {
     if globals.private_key.is_some() {
         context.key.clone_from(&globals.private_key);
     }
-    if let Some(token) = globals.token.as_ref().filter(|token| !token.is_empty()) {
-        context.token = Some(token.clone());
+    let from_environment = || set("FELIX_TOKEN").map(|token| token.into_string());
+    if let Some(token) = globals.token.clone().map(Ok).or_else(from_environment) {
+        context.token = Some(token.map_err(|_| Failure::usage("FELIX_TOKEN is no text; set it to the token"))?);
     }
     if globals.server_name.is_some() {
         context.server_name.clone_from(&globals.server_name);
     }
     Ok(Found { path, context })
+}
+
+/// A variable of the environment, if it is not empty: scripts unset one by setting it to nothing.
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 fn is_absent(error: &ContextError) -> bool {
