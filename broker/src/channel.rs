@@ -16,7 +16,7 @@ use felix_protocol::envelope::{FrameType, write_frame};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{ErrorFrame, Frame, PublishRefused};
 use felix_protocol::frame_stream::FrameStream;
-use felix_protocol::ids::{CoreId, Sequence, ShardId};
+use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence, ShardId};
 use felix_protocol::limits::ACKS_PER_FRAME_MAX;
 use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Epoch, Lineage, Offset};
@@ -53,6 +53,8 @@ pub struct Channel {
     pub wants_acks: bool,
     /// Keys must hash into this range.
     pub keyed: Option<HashRange>,
+    /// Producer it is bound to; every batch must name it.
+    pub producer: (ProducerId, ProducerEpoch),
     /// Largest body.
     pub batch_bytes_max: usize,
     /// A batch that waits for room at the owner.
@@ -84,6 +86,7 @@ impl Channel {
             owner: CoreId(0),
             wants_acks: false,
             keyed: None,
+            producer: Default::default(),
             batch_bytes_max: 0,
             waiting: None,
             stalled: false,
@@ -111,10 +114,16 @@ impl Channel {
         self.through = self.through.max(Sequence(ack.base_sequence.0 + u64::from(ack.record_count)));
     }
 
-    /// Writes a refusal, in order with the acks.
+    /// The shard refused a batch: everything up to its end is answered.
     pub fn on_refused(&mut self, base_sequence: Sequence, record_count: u32, code: ErrorCode, detail: &str) {
-        self.write_acks();
+        self.write_refusal(base_sequence, code, detail);
         self.through = self.through.max(Sequence(base_sequence.0.saturating_add(u64::from(record_count))));
+    }
+
+    /// Writes a refusal, in order with the acks. A batch refused before it reached its shard moves nothing: batches in
+    /// front of it may be unanswered yet, and its own numbers may be damaged.
+    pub fn write_refusal(&mut self, base_sequence: Sequence, code: ErrorCode, detail: &str) {
+        self.write_acks();
         let retry_after_ms = if code == ErrorCode::Overloaded { 10 } else { 0 };
         Frame::PublishRefused(PublishRefused { base_sequence, code, retry_after_ms, detail: detail.to_string() })
             .encode(0, self.out.buffer());

@@ -303,7 +303,9 @@ impl CoreLoop {
     fn next_deadline(&mut self, at: Instant) -> Option<Instant> {
         let now = self.clock.now(at);
         let core = self.core.next_deadline(now).map(|time| self.clock.instant(time));
-        [self.endpoint.next_timeout(), core].into_iter().flatten().min()
+        // An idle core shows its last numbers before it sleeps for long.
+        let metrics = (self.since_metrics > 0).then(|| self.metrics_at + METRICS_INTERVAL);
+        [self.endpoint.next_timeout(), core, metrics].into_iter().flatten().min()
     }
 
     /// Closes what is left and sends the closing packets once; their loss costs a client its idle timeout.

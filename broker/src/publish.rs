@@ -14,7 +14,7 @@ use crate::message::MeshMessage;
 use crate::session::{CONTROL_STREAM, SessionState};
 use felix_control::authorise::{Target, Verb};
 use felix_protocol::codec::DecodeError;
-use felix_protocol::error_code::ErrorCode;
+use felix_protocol::error_code::{Class, ErrorCode};
 use felix_protocol::frame::{CHANNEL_ACKS, CHANNEL_KEYED, ChannelOpened, Frame, OpenChannel};
 use felix_protocol::frame_stream::split_first_frame;
 use felix_protocol::ids::Sequence;
@@ -197,8 +197,7 @@ impl Core {
     }
 
     fn on_malformed(&mut self, conn: ConnKey, error: &DecodeError, links: &mut impl Links) {
-        let code = malformed_code(error);
-        self.fail_session(conn, code, &error.to_string(), links);
+        self.fail_session(conn, error.code(), &error.to_string(), links);
     }
 
     fn on_channel_frame(
@@ -212,6 +211,11 @@ impl Core {
         self.counters.frames_in += 1;
         let decoded = match Frame::decode(frame) {
             Ok((_, decoded)) => decoded,
+            // A name that breaks the grammar ends its channel, not the connection.
+            Err(error) if error.code().class() == Class::Reject => {
+                self.fail_channel(conn, stream, error.code(), error.to_string(), links);
+                return Stop::Drained;
+            }
             Err(error) => {
                 self.on_malformed(conn, &error, links);
                 return Stop::Gone;
@@ -267,6 +271,7 @@ impl Core {
         channel.shard = shard;
         channel.owner = owner;
         channel.wants_acks = open.flags & CHANNEL_ACKS != 0;
+        channel.producer = (open.producer, open.producer_epoch);
         channel.keyed = (open.flags & CHANNEL_KEYED != 0).then(|| route.hash_range(open.shard_index));
         channel.batch_bytes_max = route.info.spec.batch_bytes_max as usize;
         let (producer, producer_epoch) = (open.producer, open.producer_epoch);
@@ -307,12 +312,20 @@ impl Core {
         self.counters.batches_in += 1;
         let Core { sessions, shards, .. } = self;
         let Some(channel) = sessions.get(conn).and_then(|it| it.channels.get_mut(&stream)) else { return Stop::Gone };
-        match CheckedBatch::check(&mut shards.pool, body, channel.batch_bytes_max, channel.keyed) {
+        let checked = CheckedBatch::check(&mut shards.pool, body, channel.batch_bytes_max, channel.keyed);
+        let refused = match checked {
+            Ok(batch) if channel.producer == (batch.facts().producer, batch.facts().producer_epoch) => Ok(batch),
+            Ok(batch) => {
+                // Who holds a channel must not speak for another producer: its sequence would be moved or fenced.
+                shards.pool.put_back(batch);
+                Err((ErrorCode::InvalidBatch, "the batch names another producer than its channel".to_string()))
+            }
+            Err(error) => Err(refusal(&error)),
+        };
+        match refused {
             Ok(batch) => self.hand_on(now, conn, stream, batch, links),
-            Err(error) => {
-                let (code, detail) = refusal(&error);
-                let (base_sequence, record_count) = claimed_sequence(body);
-                channel.on_refused(base_sequence, record_count, code, &detail);
+            Err((code, detail)) => {
+                channel.write_refusal(claimed_sequence(body), code, &detail);
                 self.counters.batches_refused += 1;
                 self.queue_acks(conn, stream);
                 Stop::Drained
@@ -464,31 +477,14 @@ impl Core {
     }
 }
 
-/// The error code of bytes that are not a frame.
-pub(crate) fn malformed_code(error: &DecodeError) -> ErrorCode {
-    match error {
-        DecodeError::UnknownVersion(_) => ErrorCode::UnsupportedVersion,
-        DecodeError::UnknownMandatoryTlv(_) | DecodeError::UnknownMandatoryFlag(_) => ErrorCode::UnknownMandatoryField,
-        DecodeError::UnknownFrameType(_) => ErrorCode::UnexpectedFrame,
-        DecodeError::TooLarge { .. } => ErrorCode::FrameTooLarge,
-        _ => ErrorCode::MalformedFrame,
-    }
-}
-
-/// Sequence and count that a refused body claims to have, as far as its bytes go.
-fn claimed_sequence(body: &[u8]) -> (Sequence, u32) {
-    let u32_at = |at: usize| body.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let sequence = u64::from(u32_at(40)) | u64::from(u32_at(44)) << 32;
-    (Sequence(sequence), u32_at(12))
+/// Sequence that a refused body claims to have, as far as its bytes go.
+fn claimed_sequence(body: &[u8]) -> Sequence {
+    Sequence(body.get(40..48).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
 }
 
 fn refusal(error: &CheckError) -> (ErrorCode, String) {
-    use felix_protocol::batch_view::BatchError;
     match error {
-        CheckError::Batch(damaged @ BatchError::BodyChecksum { .. }) => {
-            (ErrorCode::CorruptBatch, damaged.to_string())
-        }
-        CheckError::Batch(error) => (ErrorCode::InvalidBatch, error.to_string()),
+        CheckError::Batch(error) => (error.code(), error.to_string()),
         CheckError::WrongShard { record } => {
             (ErrorCode::WrongShard, format!("the key of record {record} belongs to another shard; refresh the route"))
         }

@@ -10,10 +10,10 @@
 use crate::core::{Core, PRODUCERS_LOW};
 use crate::links::{LinkError, Links};
 use crate::message::ToControl;
-use crate::publish::malformed_code;
 use crate::session::{CONTROL_STREAM, DeliveryStream, SessionState, SessionSub};
 use felix_control::authorise::{Target, Verb};
-use felix_protocol::error_code::ErrorCode;
+use felix_protocol::envelope::split_frame;
+use felix_protocol::error_code::{Class, ErrorCode};
 use felix_protocol::frame::{
     Admin, DeliveryMode, ErrorFrame, Frame, Hello, Subscribe, Subscribed, SubscriptionClosed, Welcome,
 };
@@ -60,7 +60,7 @@ impl Core {
                     }
                     Ok(None) => false,
                     Err(error) => {
-                        return self.fail_session(conn, malformed_code(&error), &error.to_string(), links);
+                        return self.fail_session(conn, error.code(), &error.to_string(), links);
                     }
                 };
                 let Some(session) = self.sessions.get(conn) else { return };
@@ -101,7 +101,12 @@ impl Core {
         self.counters.frames_in += 1;
         let (envelope, frame) = match Frame::decode(frame) {
             Ok(decoded) => decoded,
-            Err(error) => return self.fail_session(conn, malformed_code(&error), &error.to_string(), links),
+            // An argument that is wrong spoils its request, not the connection.
+            Err(error) if error.code().class() == Class::Reject && self.is_ready(conn) => {
+                let request_id = split_frame(frame).map_or(0, |(envelope, _)| envelope.request_id);
+                return self.refuse(conn, request_id, error.code(), error.to_string());
+            }
+            Err(error) => return self.fail_session(conn, error.code(), &error.to_string(), links),
         };
         let Some(session) = self.sessions.get(conn) else { return };
         let request_id = envelope.request_id;
@@ -170,7 +175,7 @@ impl Core {
             };
             return self.fail_session(conn, ErrorCode::Unauthenticated, detail, links);
         }
-        let draining = self.config_draining();
+        let draining = self.is_draining();
         let identity = &self.config.identity;
         let welcome = Welcome {
             version: version.0,
@@ -191,6 +196,7 @@ impl Core {
         self.counters.sessions_opened += 1;
         let Some(session) = self.sessions.get(conn) else { return };
         let Some(principal) = session.principal.clone() else { return };
+        session.features = hello.features & feature::ALL;
         session.state = if draining { SessionState::Draining } else { SessionState::Ready };
         let welcome = Welcome { principal: principal.as_str().to_string(), ..welcome };
         Frame::Welcome(welcome).encode(0, session.control_out.buffer());
@@ -291,6 +297,11 @@ impl Core {
             }
         };
         let admission = self.config.admission;
+        let datagrams = matches!(it.mode, DeliveryMode::DatagramOrStream | DeliveryMode::DatagramOrGap);
+        if datagrams && self.sessions.get(conn).is_none_or(|session| session.features & feature::DATAGRAM == 0) {
+            let detail = "this connection did not agree on datagrams in Hello".to_string();
+            return Err(Refusal(ErrorCode::NotSupported, detail));
+        }
         let core_full = self.fan_out.count() >= admission.core_subscriptions_max;
         let id = SubscriptionId(request_id);
         let session = self.sessions.get(conn).ok_or(Refusal(ErrorCode::Internal, String::new()))?;
@@ -454,8 +465,8 @@ impl Core {
         self.reply(conn, request_id, frame);
     }
 
-    fn config_draining(&self) -> bool {
-        self.is_draining()
+    fn is_ready(&mut self, conn: ConnKey) -> bool {
+        self.sessions.get(conn).is_some_and(|session| !matches!(session.state, SessionState::AwaitHello { .. }))
     }
 
     /// Offset a closed subscription goes on with, for tests.

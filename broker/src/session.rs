@@ -120,6 +120,8 @@ pub struct Session {
     pub principal: Option<Arc<Principal>>,
     /// How far it is.
     pub state: SessionState,
+    /// Features both sides have.
+    pub features: u64,
     /// Unfinished control frame.
     pub control_in: FrameStream,
     /// Unsent control frames.
@@ -149,6 +151,7 @@ impl Session {
             conn,
             principal,
             state: SessionState::AwaitHello { deadline },
+            features: 0,
             control_in: FrameStream::new(),
             control_out: OutBuffer::default(),
             control_stalled: false,

@@ -1,0 +1,56 @@
+# Felix: the front door. Every target sets up what it needs; `make help` lists them.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run stop build test check fix tidy fuzz interop sim e2e doc deny clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## install what the build needs (Debian packages: cmake, a C++ compiler, libclang)
+	@scripts/setup.sh build
+
+build: setup ## release binaries: target/release/felix-broker, target/release/felix
+	$(CARGO) build --release --bins --examples
+
+run: build ## start a single-node broker and watch a first publish and subscribe
+	@scripts/run.sh
+
+stop: ## stop the broker that `make run` left running
+	@scripts/stop.sh
+
+check: setup ## formatting, lints, layering and size rules, documentation; changes nothing
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) test --locked -p felix-broker --test tidy
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+
+fix: setup ## format and apply what clippy can mend
+	$(CARGO) fmt --all
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+test: setup ## every test: unit, property, simulation, end to end, the independent QUIC client
+	$(CARGO) test --workspace --locked
+	@$(MAKE) --no-print-directory interop
+
+interop: setup ## a QUIC client that is not ours (Python, aioquic) against the real broker
+	@scripts/setup.sh python
+	$(CARGO) build --locked -p felix-broker
+	.venv/bin/python -m pytest interop -q
+
+sim: setup ## the simulation: make sim SEEDS=1000, or SEED=42 for one
+	FELIX_SIM_SEEDS=$(or $(SEEDS),1000) FELIX_SIM_SEED=$(SEED) $(CARGO) test --release -p felix-broker --test sim -- --nocapture
+
+fuzz: setup ## every decoder under the fuzzer, FUZZ_SECONDS each (default 30)
+	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
+
+deny: ## licences and crate wrappers with cargo-deny (installs it; takes minutes)
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --offline check bans licenses sources
+
+clean: ## remove build output and the demo's data
+	$(CARGO) clean
+	rm -rf .felix .venv
