@@ -73,7 +73,7 @@ pub fn append(shard: &mut Shard, now: Now, batch: CheckedBatch, pool: &mut Batch
     shard.last_append = append_time;
     shard.counters.records_in += u64::from(facts.record_count);
     shard.counters.bytes_in += batch.batch_bytes() as u64;
-    shard.dedup.remember(&facts, base_offset, append_time);
+    shard.dedup.remember(&facts, base_offset, append_time, limits);
     shard.log.append(batch.stamp(header));
     Appended::New(base_offset)
 }

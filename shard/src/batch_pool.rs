@@ -14,12 +14,14 @@
 //!
 //! **See**: `memory_log.rs`, which owns them.
 
+use crate::filter::{shorter, ttl_ns};
 use felix_protocol::batch::{BatchKind, StampedHeader};
 use felix_protocol::batch_view::{BODY_FLAG_TTL, BatchError, BodyView};
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
 use felix_protocol::limits::STAMPED_HEADER_BYTES;
 use felix_protocol::position::OffsetRange;
 use felix_protocol::routing::key_hash;
+use felix_protocol::time::Timestamp;
 use std::sync::Arc;
 
 /// What a shard must know of a body to append it.
@@ -35,8 +37,8 @@ pub struct BodyFacts {
     pub base_sequence: Sequence,
     /// Checksum of the body.
     pub crc: u32,
-    /// A record has a TTL.
-    pub has_ttl: bool,
+    /// Shortest TTL of its records; None if no record has one.
+    pub ttl_ms_min: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -62,7 +64,7 @@ pub enum CheckError {
         /// Index of the record in the batch.
         record: u32,
     },
-    /// A record without a key on a channel that promised keys would decide.
+    /// It is larger than the stream allows.
     TooLarge {
         /// Bytes of the body.
         bytes: usize,
@@ -106,18 +108,22 @@ impl CheckedBatch {
                 }
             }
         }
+        let mut ttl_ms_min = None;
+        if view.flags & BODY_FLAG_TTL != 0 {
+            for entry in view.entries() {
+                ttl_ms_min = shorter(ttl_ms_min, entry.map_err(CheckError::Batch)?.ttl_ms);
+            }
+        }
         let facts = BodyFacts {
             record_count: view.record_count,
             producer: view.producer,
             producer_epoch: view.producer_epoch,
             base_sequence: view.base_sequence,
             crc: view.crc,
-            has_ttl: view.flags & BODY_FLAG_TTL != 0,
+            ttl_ms_min,
         };
-        let mut inner = pool.take();
-        let unique = Arc::get_mut(&mut inner).expect("the pool hands out unique buffers");
-        unique.bytes.clear();
-        unique.bytes.reserve(STAMPED_HEADER_BYTES + body.len());
+        let mut inner = pool.take(STAMPED_HEADER_BYTES + body.len());
+        let unique = unique(&mut inner);
         unique.bytes.extend_from_slice(&[0; STAMPED_HEADER_BYTES]);
         unique.bytes.extend_from_slice(body);
         unique.facts = facts;
@@ -136,7 +142,7 @@ impl CheckedBatch {
 
     /// Writes the stamp; from here on the bytes are immutable.
     pub fn stamp(mut self, header: StampedHeader) -> SharedBatch {
-        let unique = Arc::get_mut(&mut self.inner).expect("a checked batch has one holder");
+        let unique = unique(&mut self.inner);
         assert_eq!(header.batch_bytes as usize, unique.bytes.len(), "the stamp tells another size than the bytes have");
         assert_eq!(header.offset_count, unique.facts.record_count, "the stamp covers other records than the body has");
         unique.bytes[..STAMPED_HEADER_BYTES].copy_from_slice(&header.encode());
@@ -172,16 +178,10 @@ impl SharedBatch {
         self.inner.facts.record_count
     }
 
-    /// A record has a TTL.
-    pub fn has_ttl(&self) -> bool {
-        self.inner.facts.has_ttl
-    }
-
-    /// Makes a batch from bytes this core derived. `record_count`: records that are left.
-    pub fn from_derived(bytes: Vec<u8>, header: StampedHeader, record_count: u32, has_ttl: bool) -> SharedBatch {
-        assert!(header.is_derived() && header.kind == BatchKind::Data);
-        let facts = BodyFacts { record_count, has_ttl, ..BodyFacts::default() };
-        SharedBatch { inner: Arc::new(Inner { bytes, header, facts }) }
+    /// When the first of its records expires; None if none ever does.
+    pub fn first_expiry(&self) -> Option<Timestamp> {
+        let ttl_ms = self.inner.facts.ttl_ms_min?;
+        Some(self.inner.header.append_time.saturating_add_ns(ttl_ns(ttl_ms)))
     }
 
     /// Whether this handle is the only one.
@@ -208,36 +208,78 @@ fn blank_header() -> StampedHeader {
     }
 }
 
-/// Buffers of one core waiting for reuse.
+fn unique(inner: &mut Arc<Inner>) -> &mut Inner {
+    Arc::get_mut(inner).expect("a batch that is not shared yet has one holder")
+}
+
+/// Buffers of one core waiting for reuse, by size: a class holds buffers of at least `256 << class` bytes. A batch gets a
+/// buffer of its class, so memory is at most twice the bytes; with one list for all sizes every buffer would grow to
+/// the largest batch it ever carried.
 #[derive(Debug)]
 pub struct BatchPool {
-    free: Vec<Arc<Inner>>,
+    free: [Vec<Arc<Inner>>; CLASSES],
     free_bytes: usize,
     bytes_max: usize,
     /// Buffers that had to be allocated.
     pub allocated: u64,
 }
 
+const CLASS_BITS_MIN: u32 = 8;
 /// A larger buffer is given back to the allocator: keeping it would let a few huge batches own the pool.
-const POOLED_BUFFER_BYTES_MAX: usize = 256 << 10;
+const CLASS_BITS_MAX: u32 = 18;
+const CLASSES: usize = (CLASS_BITS_MAX - CLASS_BITS_MIN + 1) as usize;
+
+/// Class whose buffers hold this many bytes; None: not pooled.
+fn class_for(bytes: usize) -> Option<usize> {
+    let bits = bytes.next_power_of_two().trailing_zeros().max(CLASS_BITS_MIN);
+    (bits <= CLASS_BITS_MAX).then(|| (bits - CLASS_BITS_MIN) as usize)
+}
+
+/// Class that a buffer belongs to; None: not pooled.
+fn class_of(capacity: usize) -> Option<usize> {
+    let bits = capacity.checked_ilog2()?;
+    (CLASS_BITS_MIN..=CLASS_BITS_MAX).contains(&bits).then(|| (bits - CLASS_BITS_MIN) as usize)
+}
+
+/// What an idle buffer costs.
+fn cost(inner: &Inner) -> usize {
+    inner.bytes.capacity() + size_of::<Inner>()
+}
 
 impl BatchPool {
     /// A pool that keeps at most `bytes_max` of idle buffers.
     pub fn new(bytes_max: usize) -> BatchPool {
-        BatchPool { free: Vec::new(), free_bytes: 0, bytes_max, allocated: 0 }
+        BatchPool { free: Default::default(), free_bytes: 0, bytes_max, allocated: 0 }
     }
 
-    fn take(&mut self) -> Arc<Inner> {
-        match self.free.pop() {
-            Some(inner) => {
-                self.free_bytes -= inner.bytes.capacity();
-                inner
-            }
-            None => {
-                self.allocated += 1;
-                Arc::new(Inner { bytes: Vec::new(), header: blank_header(), facts: BodyFacts::default() })
-            }
+    /// An empty buffer with room for `bytes`.
+    fn take(&mut self, bytes: usize) -> Arc<Inner> {
+        let class = class_for(bytes);
+        if let Some(mut inner) = class.and_then(|class| self.free[class].pop()) {
+            self.free_bytes -= cost(&inner);
+            unique(&mut inner).bytes.clear();
+            return inner;
         }
+        self.allocated += 1;
+        let capacity = class.map_or(bytes, |class| 1 << (class as u32 + CLASS_BITS_MIN));
+        Arc::new(Inner { bytes: Vec::with_capacity(capacity), header: blank_header(), facts: BodyFacts::default() })
+    }
+
+    /// Makes a batch from bytes that were derived. `record_count` and `ttl_ms_min` are of the records left.
+    pub(crate) fn share_derived(
+        &mut self,
+        bytes: &[u8],
+        header: StampedHeader,
+        record_count: u32,
+        ttl_ms_min: Option<u64>,
+    ) -> SharedBatch {
+        assert!(header.is_derived() && header.kind == BatchKind::Data);
+        let mut inner = self.take(bytes.len());
+        let it = unique(&mut inner);
+        it.bytes.extend_from_slice(bytes);
+        it.header = header;
+        it.facts = BodyFacts { record_count, ttl_ms_min, ..BodyFacts::default() };
+        SharedBatch { inner }
     }
 
     /// Takes back a batch if nobody else holds it; gives it back otherwise.
@@ -245,12 +287,24 @@ impl BatchPool {
         if Arc::get_mut(&mut batch.inner).is_none() {
             return Err(batch);
         }
-        let capacity = batch.inner.bytes.capacity();
-        if capacity <= POOLED_BUFFER_BYTES_MAX && self.free_bytes + capacity <= self.bytes_max {
-            self.free_bytes += capacity;
-            self.free.push(batch.inner);
+        let cost = cost(&batch.inner);
+        if let Some(class) = class_of(batch.inner.bytes.capacity())
+            && self.make_room(cost, class)
+        {
+            self.free_bytes += cost;
+            self.free[class].push(batch.inner);
         }
         Ok(())
+    }
+
+    /// Lets go of idle buffers of other sizes, largest first, so that sizes used in the past do not own the pool.
+    fn make_room(&mut self, bytes: usize, class: usize) -> bool {
+        while self.free_bytes + bytes > self.bytes_max {
+            let other = (0..CLASSES).rev().find(|it| *it != class && !self.free[*it].is_empty());
+            let Some(dropped) = other.and_then(|it| self.free[it].pop()) else { return false };
+            self.free_bytes -= cost(&dropped);
+        }
+        true
     }
 
     /// Takes back a body that was never stamped.
@@ -263,3 +317,6 @@ impl BatchPool {
         self.free_bytes
     }
 }
+
+#[cfg(test)]
+mod tests;

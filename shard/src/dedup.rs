@@ -10,7 +10,8 @@
 //! ```
 //!
 //! **Invariants**: a function of the appended batches only (producer id, epoch, sequence and append time are in them),
-//! so that recovery and failover rebuild it. The window holds as many batches as a channel may have in flight.
+//! so that recovery and failover rebuild it: an append is what expires the silent producers before it. The window holds
+//! as many batches as a channel may have in flight.
 //!
 //! **Never**: expiry by a clock: only append times count (DECISIONS 12).
 //!
@@ -63,15 +64,18 @@ pub struct Dedup {
 }
 
 impl Dedup {
-    /// Judges a batch. Changes nothing but the memory of expired producers.
+    /// Judges a batch. Changes nothing, unless a new producer finds no room: then those that an append at this time
+    /// would expire make room at once.
     pub fn judge(&mut self, facts: &BodyFacts, append_time: Timestamp, limits: &Limits) -> Verdict {
         if facts.producer.0 == 0 {
             return Verdict::New;
         }
-        self.expire(append_time, limits);
         let Some(known) = self.producers.get(&facts.producer) else {
             if facts.base_sequence.0 != 0 {
                 return Verdict::Refuse(ErrorCode::UnknownProducer);
+            }
+            if self.producers.len() >= limits.producers_max {
+                self.expire(append_time, limits);
             }
             return match self.producers.len() < limits.producers_max {
                 true => Verdict::New,
@@ -102,20 +106,20 @@ impl Dedup {
         }
     }
 
-    /// Remembers a batch that was appended.
-    pub fn remember(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp) {
+    /// Remembers a batch that was appended, and forgets producers that were silent too long before it.
+    pub fn remember(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp, limits: &Limits) {
+        self.note(facts, base_offset, append_time);
+        self.expire(append_time, limits);
+    }
+
+    fn note(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp) {
         if facts.producer.0 == 0 {
             return;
         }
         let by_age = &mut self.by_age;
         let producer = self.producers.entry(facts.producer).or_insert_with(|| {
             by_age.push_back((append_time, facts.producer));
-            Producer {
-                epoch: facts.producer_epoch,
-                next: Sequence(0),
-                seen: VecDeque::new(),
-                last_append: append_time,
-            }
+            Producer { epoch: facts.producer_epoch, next: Sequence(0), seen: VecDeque::new(), last_append: append_time }
         });
         if producer.epoch != facts.producer_epoch {
             producer.epoch = facts.producer_epoch;
@@ -167,65 +171,4 @@ impl Dedup {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn facts(producer: u64, epoch: u32, base: u64, count: u32, crc: u32) -> BodyFacts {
-        BodyFacts {
-            record_count: count,
-            producer: ProducerId(producer),
-            producer_epoch: ProducerEpoch(epoch),
-            base_sequence: Sequence(base),
-            crc,
-            has_ttl: false,
-        }
-    }
-
-    fn judge(dedup: &mut Dedup, facts: &BodyFacts, time: u64) -> Verdict {
-        dedup.judge(facts, Timestamp(time), &Limits { producer_expiry_ns: 100, producers_max: 2, ..Limits::default() })
-    }
-
-    #[test]
-    fn the_table_of_verdicts() {
-        let mut dedup = Dedup::default();
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 5, 1, 9), 0), Verdict::Refuse(ErrorCode::UnknownProducer));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 3, 9), 0), Verdict::New);
-        dedup.remember(&facts(1, 1, 0, 3, 9), Offset(10), Timestamp(0));
-        dedup.remember(&facts(1, 1, 3, 1, 8), Offset(20), Timestamp(1));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 4, 1, 7), 2), Verdict::New);
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 5, 1, 7), 2), Verdict::Refuse(ErrorCode::SequenceGap));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 3, 9), 2), Verdict::Duplicate { base_offset: Offset(10) });
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 3, 1, 8), 2), Verdict::Duplicate { base_offset: Offset(20) });
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 3, 1, 7), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 2, 9), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 1, 2, 9), 2), Verdict::Refuse(ErrorCode::DuplicateMismatch));
-        assert_eq!(judge(&mut dedup, &facts(1, 0, 4, 1, 7), 2), Verdict::Refuse(ErrorCode::ProducerFenced));
-        assert_eq!(judge(&mut dedup, &facts(1, 2, 4, 1, 7), 2), Verdict::Refuse(ErrorCode::SequenceGap));
-        assert_eq!(judge(&mut dedup, &facts(1, 2, 0, 1, 7), 2), Verdict::New);
-        assert_eq!(dedup.next_sequence(ProducerId(1), ProducerEpoch(1)), Some(Sequence(4)));
-        assert_eq!(dedup.next_sequence(ProducerId(1), ProducerEpoch(0)), None);
-        assert_eq!(dedup.next_sequence(ProducerId(9), ProducerEpoch(0)), Some(Sequence(0)));
-    }
-
-    #[test]
-    fn producers_are_bounded_and_expire_by_append_time() {
-        let mut dedup = Dedup::default();
-        dedup.remember(&facts(1, 1, 0, 1, 1), Offset(0), Timestamp(0));
-        dedup.remember(&facts(2, 1, 0, 1, 1), Offset(1), Timestamp(50));
-        assert_eq!(judge(&mut dedup, &facts(3, 1, 0, 1, 1), 60), Verdict::Refuse(ErrorCode::TooMany));
-        dedup.remember(&facts(1, 1, 1, 1, 1), Offset(2), Timestamp(120));
-        assert_eq!(judge(&mut dedup, &facts(3, 1, 0, 1, 1), 160), Verdict::New, "producer 2 expired");
-        assert_eq!(judge(&mut dedup, &facts(2, 1, 1, 1, 1), 160), Verdict::Refuse(ErrorCode::UnknownProducer));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 2, 1, 1), 160), Verdict::New, "producer 1 was seen again");
-    }
-
-    #[test]
-    fn the_window_is_bounded() {
-        let mut dedup = Dedup::default();
-        for i in 0..=DEDUP_WINDOW as u64 {
-            dedup.remember(&facts(1, 1, i, 1, 1), Offset(i), Timestamp(0));
-        }
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 1, 1), 0), Verdict::Refuse(ErrorCode::DuplicateMismatch));
-        assert_eq!(judge(&mut dedup, &facts(1, 1, 1, 1, 1), 0), Verdict::Duplicate { base_offset: Offset(1) });
-    }
-}
+mod tests;

@@ -3,8 +3,9 @@
 //! **Invariants**: an event makes at most `1 + cores` effects, but `MeshHasRoom`, which makes at most
 //! `RESUME_BATCHES_MAX` and asks to be called again.
 //!
-//! **Never**: an effect that is silently not executed: a `Commit` that finds the mesh full goes back by
-//! `Shards::commit_refused`.
+//! **Never**: an effect that is silently not executed: a `Commit` that finds the mesh full, or anything else waiting for
+//! its core, goes back by `Shards::commit_refused`, and so do the commits of its shard to that core after it. All other
+//! effects wait for room. So what a core gets from an owner keeps its order.
 //!
 //! **See**: `broker/src/core.rs`, which executes them.
 
@@ -133,8 +134,10 @@ pub struct AttachState {
     pub start: Offset,
     /// First offset kept.
     pub log_start: Offset,
-    /// One past the last committed offset; everything from here on comes as `Commit`.
+    /// One past the last committed offset.
     pub high_watermark: Offset,
+    /// Everything from here on comes as `Commit`: the high watermark, or less while the mesh to the core is full.
+    pub commits_from: Offset,
 }
 
 /// Why a subscription cannot begin.

@@ -11,22 +11,25 @@
 //!
 //! **Never**: blocking a tail because of one subscriber.
 //!
-//! **See**: `tail.rs`, `subscription.rs`; `broker/src/delivery.rs`, which asks `next`.
+//! **See**: `next.rs`, `tail.rs`, `subscription.rs`; `broker/src/delivery.rs`, which asks `next`.
 
 use crate::batch_pool::SharedBatch;
 use crate::effect::{AttachRefused, AttachState};
 use crate::event::SubKey;
-use crate::filter::{Kept, by_pattern, unexpired};
+use crate::filter::Deriver;
 use crate::limits::Limits;
+use crate::next::{Place, Scene, Step, step};
 use crate::subscription::{Phase, SubSpec, Subscription};
-use crate::tail::{Tail, TailCounters};
-use felix_protocol::derive::DeriveScratch;
+use crate::tail::{Pushed, Tail, TailCounters};
 use felix_protocol::error_code::ErrorCode;
-use felix_protocol::frame::{SlowPolicy, Start};
+use felix_protocol::frame::Start;
 use felix_protocol::ids::ShardId;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Timestamp};
 use std::collections::{HashMap, VecDeque};
+
+/// Subscribers that one report looks at in search of the slowest of a shard; the next report goes on from there.
+const SLOWEST_SCAN_MAX: usize = 1_024;
 
 /// What the fan-out wants from the core that owns a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,8 +102,12 @@ pub struct FanOutCounters {
     pub disconnects: u64,
     /// Fetches of history.
     pub fetches: u64,
-    /// Commits for a shard without subscribers (late ones after a detach).
+    /// Commits for a shard without subscribers (late ones after a detach), or sent twice.
     pub stray_commits: u64,
+    /// Commits after a hole: the owner's log moved on while the mesh from it was full.
+    pub jumps: u64,
+    /// Fetched histories dropped because all together were over their bound.
+    pub histories_dropped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -109,19 +116,34 @@ struct Slot {
     sub: Option<Subscription>,
 }
 
+/// A shard's tail; the slot is kept until its end is reported.
+#[derive(Debug)]
+struct TailSlot {
+    shard: ShardId,
+    tail: Option<Tail>,
+    counters: TailCounters,
+    touched: bool,
+}
+
 /// The subscribers of one core.
 #[derive(Debug)]
 pub struct FanOut {
-    tails: HashMap<ShardId, Tail>,
+    tails: Vec<TailSlot>,
+    tail_of: HashMap<ShardId, u32>,
+    free_tails: Vec<u32>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     scheduled: VecDeque<SubKey>,
     requests: VecDeque<Request>,
     limits: Limits,
-    scratch: DeriveScratch,
-    /// A batch derived for the delivery under way.
-    derived: Option<SharedBatch>,
-    touched: Vec<ShardId>,
+    /// Filters batches; counts how often.
+    pub deriver: Deriver,
+    /// A batch for the delivery under way only.
+    single: Option<SharedBatch>,
+    /// Fetches whose history may still be held, oldest first: subscriber and its count of fetches.
+    fetched: VecDeque<(SubKey, u64)>,
+    history_bytes: usize,
+    touched: Vec<u32>,
     /// What they came to.
     pub counters: FanOutCounters,
     count: usize,
@@ -131,14 +153,18 @@ impl FanOut {
     /// Nobody yet.
     pub fn new(limits: Limits) -> FanOut {
         FanOut {
-            tails: HashMap::new(),
+            tails: Vec::new(),
+            tail_of: HashMap::new(),
+            free_tails: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
             scheduled: VecDeque::new(),
             requests: VecDeque::new(),
             limits,
-            scratch: DeriveScratch::default(),
-            derived: None,
+            deriver: Deriver::new(limits.derived_pool_bytes_max),
+            single: None,
+            fetched: VecDeque::new(),
+            history_bytes: 0,
             touched: Vec::new(),
             counters: FanOutCounters::default(),
             count: 0,
@@ -161,13 +187,17 @@ impl FanOut {
         slot.sub.as_mut().filter(|_| slot.generation == key.generation)
     }
 
-    /// The next request to an owner. The caller sends it or gives it back with `requeue`.
+    /// The next request to an owner. Requests to one owner must reach it in this order.
     pub fn take_request(&mut self) -> Option<Request> {
         self.requests.pop_front()
     }
 
     /// The next subscriber with something to send.
     pub fn take_scheduled(&mut self) -> Option<SubKey> {
+        // A delivery that was the last for long must not hold the owner's memory for as long.
+        if let Some(last) = self.single.take() {
+            self.deriver.take_back_batch(last);
+        }
         self.scheduled.pop_front()
     }
 
@@ -178,35 +208,65 @@ impl FanOut {
             self.slots.len() as u32 - 1
         });
         let key = SubKey { slot, generation: self.slots[slot as usize].generation };
-        let tail = self.tails.entry(spec.shard).or_insert_with(Tail::new);
-        let (group, member) = tail.join(&spec.filter, key, &mut self.scratch);
-        self.slots[slot as usize].sub = Some(Subscription::new(spec, group, member));
+        let index = self.tail_slot(spec.shard);
+        let TailSlot { tail, counters, .. } = &mut self.tails[index as usize];
+        let tail = tail.get_or_insert_with(|| {
+            *counters = TailCounters::default();
+            Tail::new()
+        });
+        let (group, member) = tail.join(&spec.filter, key);
+        self.slots[slot as usize].sub = Some(Subscription::new(spec, index, group, member));
         self.count += 1;
         self.requests.push_back(Request::Attach { shard: spec.shard, sub: key, start: spec.start });
-        self.touch(spec.shard);
+        self.touch(index);
         key
+    }
+
+    /// The slot of a shard's tail, with or without one.
+    fn tail_slot(&mut self, shard: ShardId) -> u32 {
+        if let Some(index) = self.tail_of.get(&shard) {
+            return *index;
+        }
+        let slot = TailSlot { shard, tail: None, counters: TailCounters::default(), touched: false };
+        let index = match self.free_tails.pop() {
+            Some(free) => {
+                self.tails[free as usize] = slot;
+                free
+            }
+            None => {
+                self.tails.push(slot);
+                self.tails.len() as u32 - 1
+            }
+        };
+        self.tail_of.insert(shard, index);
+        index
     }
 
     /// Ends a subscription. Returns it as it stood; None if it was ended before.
     pub fn unsubscribe(&mut self, key: SubKey) -> Option<Subscription> {
+        let sub = self.take_out(key)?;
+        let slot = &mut self.tails[sub.tail as usize];
+        let tail = slot.tail.as_mut().expect("a subscriber's tail lives");
+        if let Some(moved) = tail.leave(sub.group, sub.member, &mut self.deriver) {
+            self.slots[moved.slot as usize].sub.as_mut().expect("a member lives").member = sub.member;
+        }
+        if tail.subscribers == 0 {
+            slot.tail = None;
+            self.requests.push_back(Request::Detach { shard: sub.shard });
+        }
+        self.touch(sub.tail);
+        Some(sub)
+    }
+
+    /// Empties a subscription's slot for the next one.
+    fn take_out(&mut self, key: SubKey) -> Option<Subscription> {
         self.get(key)?;
         let slot = &mut self.slots[key.slot as usize];
         let sub = slot.sub.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(key.slot);
         self.count -= 1;
-        if let Some(tail) = self.tails.get_mut(&sub.shard) {
-            if let Some(moved) = tail.leave(sub.group, sub.member)
-                && let Some(other) = self.slots[moved.slot as usize].sub.as_mut()
-            {
-                other.member = sub.member;
-            }
-            if tail.subscribers == 0 {
-                self.tails.remove(&sub.shard);
-                self.requests.push_back(Request::Detach { shard: sub.shard });
-            }
-        }
-        self.touch(sub.shard);
+        self.history_bytes -= sub.history_bytes();
         Some(sub)
     }
 
@@ -216,10 +276,10 @@ impl FanOut {
         key: SubKey,
         result: Result<AttachState, AttachRefused>,
     ) -> Option<Result<AttachState, AttachRefused>> {
-        let shard = self.get(key)?.shard;
+        let index = self.get(key)?.tail;
         if let Ok(state) = &result {
-            let tail = self.tails.get_mut(&shard).expect("a subscriber's tail lives");
-            tail.attach(state.high_watermark);
+            let tail = self.tails[index as usize].tail.as_mut().expect("a subscriber's tail lives");
+            tail.attach(state.commits_from);
             let sub = self.get_mut(key).expect("just seen");
             sub.phase = Phase::Running;
             sub.lineage = state.lineage;
@@ -241,15 +301,25 @@ impl FanOut {
 
     /// A committed batch came from the owner.
     pub fn on_commit(&mut self, shard: ShardId, batch: SharedBatch) {
-        let Some(tail) = self.tails.get_mut(&shard).filter(|tail| tail.attached) else {
+        let tail = self.tail_of.get(&shard).and_then(|index| self.tails[*index as usize].tail.as_mut());
+        let Some(tail) = tail.filter(|tail| tail.attached) else {
             self.counters.stray_commits += 1;
             return;
         };
         let offsets = batch.range().count();
-        tail.push(batch, &self.limits, &mut self.scratch);
+        let pushed = tail.push(batch, &self.limits, &mut self.deriver);
+        match pushed {
+            Pushed::Next => {}
+            Pushed::Jump => self.counters.jumps += 1,
+            Pushed::Known => {
+                self.counters.stray_commits += 1;
+                return;
+            }
+        }
         for group in tail.groups_mut() {
             group.quiet += offsets;
-            if matches!(Tail::newest_kept(group), Kept::Nothing) && group.quiet < self.limits.progress_offsets {
+            let matters = Tail::newest_matches(group) || pushed == Pushed::Jump;
+            if !matters && group.quiet < self.limits.progress_offsets {
                 continue;
             }
             group.quiet = 0;
@@ -265,29 +335,57 @@ impl FanOut {
 
     /// History came from the owner.
     pub fn on_fetch(&mut self, key: SubKey, batches: Vec<SharedBatch>, high_watermark: Offset) {
-        let Some(sub) = self.get_mut(key) else { return };
+        let Some(sub) = self.get_mut(key).filter(|sub| sub.fetching) else { return };
         sub.fetching = false;
         if batches.is_empty() && sub.cursor < high_watermark {
             sub.lost_to = Some(high_watermark);
         }
-        sub.history.extend(batches);
+        sub.set_history(batches);
+        sub.fetched += 1;
+        let (fetched, bytes) = (sub.fetched, sub.history_bytes());
+        self.history_bytes += bytes;
+        self.fetched.push_back((key, fetched));
+        self.bound_history();
         self.schedule(key);
+    }
+
+    /// Drops the oldest histories while all together are over the bound, but never the newest. Who lost it is scheduled
+    /// or waits for credit, and fetches again when it goes on.
+    fn bound_history(&mut self) {
+        let FanOut { slots, fetched, .. } = self;
+        let holds = |it: &(SubKey, u64)| {
+            let slot = &slots[it.0.slot as usize];
+            slot.generation == it.0.generation
+                && slot.sub.as_ref().is_some_and(|sub| sub.fetched == it.1 && sub.history_bytes() > 0)
+        };
+        while fetched.front().is_some_and(|oldest| !holds(oldest)) {
+            fetched.pop_front();
+        }
+        if fetched.len() > 2 * self.count + 16 {
+            fetched.retain(holds);
+        }
+        while self.history_bytes > self.limits.history_bytes_max && self.fetched.len() > 1 {
+            let Some((key, fetched)) = self.fetched.pop_front() else { return };
+            if let Some(sub) = self.get_mut(key).filter(|sub| sub.fetched == fetched) {
+                let bytes = sub.history_bytes();
+                sub.set_history(Vec::new());
+                self.history_bytes -= bytes;
+                self.counters.histories_dropped += u64::from(bytes > 0);
+            }
+        }
     }
 
     /// A shard is gone: all its subscribers end. They are given to `closed`, which must not call back.
     pub fn on_gone(&mut self, shard: ShardId, mut closed: impl FnMut(SubKey, Subscription)) {
-        let Some(mut tail) = self.tails.remove(&shard) else { return };
-        let keys: Vec<SubKey> = tail.groups_mut().flat_map(|group| group.members.iter().copied()).collect();
-        for key in keys {
-            let slot = &mut self.slots[key.slot as usize];
-            if let Some(sub) = slot.sub.take() {
-                slot.generation = slot.generation.wrapping_add(1);
-                self.free.push(key.slot);
-                self.count -= 1;
-                closed(key, sub);
-            }
+        let Some(index) = self.tail_of.get(&shard).copied() else { return };
+        let Some(mut tail) = self.tails[index as usize].tail.take() else { return };
+        for key in tail.groups_mut().flat_map(|group| group.members.drain(..)) {
+            let sub = self.take_out(key).expect("a member lives");
+            closed(key, sub);
         }
-        self.touch(shard);
+        // An Attach under way may have reached the shard's next incarnation, which would send commits to nobody.
+        self.requests.push_back(Request::Detach { shard });
+        self.touch(index);
     }
 
     /// The client granted more bytes.
@@ -306,249 +404,125 @@ impl FanOut {
 
     /// What a scheduled subscriber gets next. After `Wait` or `Closed` it is not scheduled any more.
     pub fn next(&mut self, now: Now, key: SubKey) -> Next<'_> {
-        let (place, number, covered) = match self.step(now, key) {
-            Step::Deliver(place, number, covered) => (place, number, covered),
-            Step::Gap(number, covered) => return Next::Gap { number, covered },
-            Step::Progress(number, covered) => return Next::Progress { number, covered },
-            Step::Wait => {
-                if let Some(sub) = self.get_mut(key) {
-                    sub.scheduled = false;
-                }
-                return Next::Wait;
-            }
-            Step::Closed(code) => {
-                if let Some(sub) = self.get_mut(key) {
-                    sub.scheduled = false;
-                }
-                return Next::Closed(code);
-            }
-        };
-        let sub = self.slots[key.slot as usize].sub.as_ref().expect("it was just stepped");
-        let tail = self.tails.get_mut(&sub.shard).expect("a subscriber's tail lives");
-        // The borrow of the batch below is of `tail` or `derived`; counters first.
-        let (records, bytes) = {
-            let batch = match place {
-                Place::Derived => self.derived.as_ref().expect("step made it"),
-                Place::Ring(index) => ring_batch(tail, sub.group, index),
-            };
-            (batch.record_count(), batch.bytes().len())
-        };
-        tail.counters.records_out += u64::from(records);
-        tail.counters.bytes_out += bytes as u64;
-        if !tail.touched {
-            tail.touched = true;
-            self.touched.push(sub.shard);
+        let FanOut { tails, slots, requests, deriver, single, counters, limits, .. } = self;
+        let slot = slots.get_mut(key.slot as usize).filter(|slot| slot.generation == key.generation);
+        let Some(sub) = slot.and_then(|slot| slot.sub.as_mut()) else { return Next::Wait };
+        let TailSlot { tail, counters: tail_counters, touched, .. } = &mut tails[sub.tail as usize];
+        let tail = tail.as_mut().expect("a subscriber's tail lives");
+        let held = sub.history_bytes();
+        let step = step(sub, Scene { tail, deriver, single, limits, wall: now.wall });
+        self.history_bytes -= held - sub.history_bytes();
+        if !*touched && !matches!(step, Step::Wait) {
+            *touched = true;
+            self.touched.push(sub.tail);
         }
-        self.counters.deliveries += 1;
-        let batch = match place {
-            Place::Derived => self.derived.as_ref().expect("step made it"),
-            Place::Ring(index) => ring_batch(tail, sub.group, index),
-        };
-        Next::Batch { number, covered, batch }
-    }
-
-    fn step(&mut self, now: Now, key: SubKey) -> Step {
-        let FanOut { tails, slots, requests, scratch, derived, counters, limits, .. } = self;
-        let Some(slot) = slots.get_mut(key.slot as usize).filter(|slot| slot.generation == key.generation) else {
-            return Step::Wait;
-        };
-        let Some(sub) = slot.sub.as_mut() else { return Step::Wait };
-        if sub.phase == Phase::Starting || !sub.has_credit() {
-            return Step::Wait;
-        }
-        let tail = tails.get_mut(&sub.shard).expect("a subscriber's tail lives");
-        let mut gap = |sub: &mut Subscription, tail: &mut Tail, to: Offset| {
-            if sub.told < sub.cursor {
-                // What was looked at and did not match is not lost: tell it apart from the gap.
-                let (number, covered) = sub.tell(sub.cursor);
-                return Step::Progress(number, covered);
-            }
-            let (number, covered) = sub.tell(to);
-            counters.gaps += 1;
-            tail.counters.gap_records += covered.count();
-            Step::Gap(number, covered)
-        };
-        loop {
-            if let Some(lost_to) = sub.lost_to {
-                if sub.cursor < lost_to {
-                    let step = gap(sub, tail, lost_to);
-                    if matches!(step, Step::Gap(..)) {
-                        sub.lost_to = None;
-                    }
-                    return step;
-                }
-                sub.lost_to = None;
-            }
-            if let Some(batch) = sub.history.front() {
-                let range = batch.range();
-                if range.to <= sub.cursor {
-                    sub.history.pop_front();
-                    continue;
-                }
-                if range.from > sub.cursor {
-                    let to = range.from;
-                    return gap(sub, tail, to);
-                }
-                let batch = sub.history.pop_front().expect("front was just seen");
-                let kept = match &tail.group(sub.group).pattern {
-                    None => Kept::Whole,
-                    Some(pattern) => by_pattern(&batch, pattern, scratch),
+        match step {
+            Step::Deliver(place, number, covered) => {
+                let batch = match place {
+                    Place::Single => single.as_ref().expect("step made it"),
+                    Place::Ring(index) => tail.filtered(sub.group, index),
                 };
-                sub.cursor = range.to;
-                match take_unexpired(kept, &batch, now.wall, scratch) {
-                    Some(kept) => {
-                        *derived = Some(kept);
-                        let (number, covered) = sub.tell(range.to);
-                        return Step::Deliver(Place::Derived, number, covered);
-                    }
-                    None => continue,
-                }
+                counters.deliveries += 1;
+                tail_counters.records_out += u64::from(batch.record_count());
+                tail_counters.bytes_out += batch.bytes().len() as u64;
+                Next::Batch { number, covered, batch }
             }
-            if sub.cursor >= tail.end() {
-                sub.live = true;
-                if sub.cursor.since(sub.told) >= limits.progress_offsets {
-                    let (number, covered) = sub.tell(sub.cursor);
-                    return Step::Progress(number, covered);
-                }
-                return Step::Wait;
+            Step::Gap(number, covered) => {
+                counters.gaps += 1;
+                tail_counters.gap_records += covered.count();
+                Next::Gap { number, covered }
             }
-            if sub.cursor < tail.start() {
-                let behind = sub.live;
-                match sub.policy {
-                    SlowPolicy::DropOldest if behind => {
-                        let to = tail.start();
-                        return gap(sub, tail, to);
-                    }
-                    SlowPolicy::Disconnect if behind => {
-                        counters.disconnects += 1;
-                        return Step::Closed(ErrorCode::SlowConsumer);
-                    }
-                    _ => {}
-                }
-                if !sub.fetching {
-                    sub.fetching = true;
-                    counters.fetches += 1;
-                    requests.push_back(Request::Fetch { shard: sub.shard, sub: key, from: sub.cursor });
-                }
-                return Step::Wait;
+            Step::Progress(number, covered) => Next::Progress { number, covered },
+            Step::Closed(code) => {
+                counters.disconnects += 1;
+                sub.scheduled = false;
+                Next::Closed(code)
             }
-            let index = tail.find(sub.cursor, sub.hint);
-            sub.hint = index + 1;
-            let batch = tail.batch(index);
-            let to = batch.range().to;
-            let kept = tail.kept(sub.group, index);
-            sub.cursor = to;
-            let expires = match kept {
-                Kept::Nothing => continue,
-                Kept::Whole => batch.has_ttl(),
-                Kept::Part(part) => part.has_ttl(),
-            };
-            if expires {
-                match take_unexpired(kept.clone(), batch, now.wall, scratch) {
-                    Some(kept) => *derived = Some(kept),
-                    None => continue,
-                }
-                let (number, covered) = sub.tell(to);
-                return Step::Deliver(Place::Derived, number, covered);
+            Step::Fetch(from) => {
+                counters.fetches += 1;
+                requests.push_back(Request::Fetch { shard: sub.shard, sub: key, from });
+                sub.scheduled = false;
+                Next::Wait
             }
-            let (number, covered) = sub.tell(to);
-            return Step::Deliver(Place::Ring(index), number, covered);
+            Step::Wait => {
+                sub.scheduled = false;
+                Next::Wait
+            }
         }
     }
 
-    fn touch(&mut self, shard: ShardId) {
-        match self.tails.get_mut(&shard) {
-            Some(tail) if tail.touched && self.touched.contains(&shard) => {}
-            Some(tail) => {
-                tail.touched = true;
-                self.touched.push(shard);
-            }
-            None => self.touched.push(shard),
+    fn touch(&mut self, index: u32) {
+        let slot = &mut self.tails[index as usize];
+        if !slot.touched {
+            slot.touched = true;
+            self.touched.push(index);
         }
     }
 
-    /// Shards whose subscribers or deliveries changed since they were last taken: subscribers now and counters.
-    /// A shard without subscribers is told once, with None.
+    /// Some shard's subscribers or deliveries changed since the last report.
+    pub fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Shards whose subscribers or deliveries changed since they were last taken: subscribers now, counters and the
+    /// cursor of the slowest. A shard without subscribers is told once, with None. With very many subscribers the
+    /// slowest is found over several reports.
     pub fn take_touched(&mut self, mut report: impl FnMut(ShardId, Option<(u32, TailCounters, Offset)>)) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for shard in touched.drain(..) {
-            match self.tails.get_mut(&shard) {
-                Some(tail) => {
-                    tail.touched = false;
-                    let slowest = tail
-                        .groups_mut()
-                        .flat_map(|group| group.members.iter())
-                        .filter_map(|key| self.slots[key.slot as usize].sub.as_ref())
-                        .filter(|sub| sub.phase == Phase::Running)
-                        .map(|sub| sub.cursor)
-                        .min();
-                    let end = tail.end();
-                    report(shard, Some((tail.subscribers, tail.counters, slowest.unwrap_or(end))));
-                }
-                None => report(shard, None),
-            }
-        }
-        self.touched = touched;
+        let FanOut { tails, slots, touched, tail_of, free_tails, .. } = self;
+        let cursor = |key: SubKey| {
+            let sub = slots[key.slot as usize].sub.as_ref()?;
+            (sub.phase == Phase::Running).then_some(sub.cursor)
+        };
+        touched.retain(|index| {
+            let slot = &mut tails[*index as usize];
+            let Some(tail) = &mut slot.tail else {
+                report(slot.shard, None);
+                slot.touched = false;
+                tail_of.remove(&slot.shard);
+                free_tails.push(*index);
+                return false;
+            };
+            let (slowest, done) = tail.scan_slowest(SLOWEST_SCAN_MAX, cursor);
+            report(slot.shard, Some((tail.subscribers, slot.counters, slowest.unwrap_or(tail.end()))));
+            slot.touched = !done;
+            !done
+        });
     }
 
     /// Lets go of tail batches older than a stream's age bound.
     pub fn expire(&mut self, shard: ShardId, older_than: Timestamp) {
-        if let Some(tail) = self.tails.get_mut(&shard) {
-            tail.expire(older_than);
+        let Some(index) = self.tail_of.get(&shard) else { return };
+        if let Some(tail) = &mut self.tails[*index as usize].tail {
+            tail.expire(older_than, &mut self.deriver);
         }
     }
 
     /// Checks every invariant; for tests.
     pub fn check(&self) {
-        for tail in self.tails.values() {
-            tail.check();
+        for (index, slot) in self.tails.iter().enumerate() {
+            let listed = self.touched.iter().filter(|it| **it as usize == index).count();
+            assert_eq!(listed, usize::from(slot.touched), "touched once or not at all");
+            if let Some(tail) = &slot.tail {
+                tail.check();
+                assert_eq!(self.tail_of.get(&slot.shard), Some(&(index as u32)));
+            }
         }
-        let mut count = 0;
-        for sub in self.slots.iter().filter_map(|slot| slot.sub.as_ref()) {
+        let (mut count, mut history_bytes) = (0, 0);
+        for (slot, sub) in self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.sub.as_ref()?))) {
             sub.check();
             count += 1;
+            history_bytes += sub.history_bytes();
+            let tail = self.tails[sub.tail as usize].tail.as_ref().expect("a subscriber's tail lives");
+            let key = tail.group(sub.group).members[sub.member as usize];
+            assert_eq!(key, SubKey { slot: slot as u32, generation: self.slots[slot].generation });
+            // Who sleeps is woken: by its fetch, by credit, or it has seen all there is for it.
+            let sleeps = !sub.scheduled && sub.phase == Phase::Running && sub.has_credit() && !sub.fetching;
+            assert!(!sleeps || (sub.history().is_none() && sub.lost_to.is_none()), "history and nobody to take it");
         }
-        assert_eq!(count, self.count);
+        assert_eq!((count, history_bytes), (self.count, self.history_bytes));
+        assert_eq!(self.count + self.free.len(), self.slots.len());
     }
 }
 
-/// Where the batch of a delivery lies.
-#[derive(Clone, Copy)]
-enum Place {
-    Ring(u64),
-    Derived,
-}
-
-enum Step {
-    Deliver(Place, u64, OffsetRange),
-    Gap(u64, OffsetRange),
-    Progress(u64, OffsetRange),
-    Wait,
-    Closed(ErrorCode),
-}
-
-fn ring_batch(tail: &Tail, group: u32, index: u64) -> &SharedBatch {
-    match tail.kept(group, index) {
-        Kept::Part(part) => part,
-        _ => tail.batch(index),
-    }
-}
-
-/// What is left of `batch` after the filter kept `kept` and expired records went; None: nothing.
-fn take_unexpired(
-    kept: Kept,
-    batch: &SharedBatch,
-    now: Timestamp,
-    scratch: &mut DeriveScratch,
-) -> Option<SharedBatch> {
-    let whole = match kept {
-        Kept::Nothing => return None,
-        Kept::Whole => batch.clone(),
-        Kept::Part(part) => part,
-    };
-    match unexpired(&whole, now, scratch) {
-        Kept::Whole => Some(whole),
-        Kept::Nothing => None,
-        Kept::Part(part) => Some(part),
-    }
-}
+#[cfg(test)]
+mod tests;

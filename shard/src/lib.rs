@@ -18,8 +18,11 @@ pub mod event;
 pub mod fan_out;
 pub mod filter;
 pub mod invariants;
+#[cfg(test)]
+mod kit;
 pub mod limits;
 pub mod memory_log;
+mod next;
 pub mod shard;
 pub mod subscription;
 pub mod table;

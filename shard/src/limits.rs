@@ -17,10 +17,15 @@ pub struct Limits {
     pub fetch_bytes_max: usize,
     /// Batches one Fetch may carry.
     pub fetch_batches_max: usize,
+    /// Bytes of history fetched by subscribers that did not take it yet; beyond it the oldest is dropped and fetched
+    /// again, so that subscribers who stopped reading do not hold the owners' memory.
+    pub history_bytes_max: usize,
     /// Bytes of batches that retention let go but other cores still hold; beyond it appends are refused.
     pub held_bytes_max: usize,
     /// Idle buffers kept for reuse, bytes.
     pub pool_bytes_max: usize,
+    /// The same for batches derived for filters.
+    pub derived_pool_bytes_max: usize,
     /// Idempotent producers remembered per shard.
     pub producers_max: usize,
     /// Time after which a silent producer is forgotten, by append time.
@@ -39,8 +44,10 @@ impl Default for Limits {
             tail_bytes_max: 8 << 20,
             fetch_bytes_max: 1 << 20,
             fetch_batches_max: 256,
+            history_bytes_max: 64 << 20,
             held_bytes_max: 256 << 20,
             pool_bytes_max: 16 << 20,
+            derived_pool_bytes_max: 4 << 20,
             producers_max: 10_000,
             producer_expiry_ns: 3_600_000_000_000,
             progress_offsets: 1_024,

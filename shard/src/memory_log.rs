@@ -25,7 +25,12 @@ pub struct MemoryLog {
     log_end: Offset,
     held: VecDeque<SharedBatch>,
     held_bytes: usize,
+    /// Where the next look behind the oldest held batch falls, modulo their number.
+    probe: u32,
 }
+
+/// Batches that one look at retention lets go: a burst that ages at once must not stop the core for its whole length.
+pub const EVICT_BATCHES_MAX: usize = 1_024;
 
 impl MemoryLog {
     /// First offset kept.
@@ -61,13 +66,18 @@ impl MemoryLog {
         self.batches.push_back(batch);
     }
 
-    /// Lets go of what is over the bounds, oldest first. Returns the number of batches let go.
+    /// More is kept than this many bytes, and it could be let go.
+    pub fn is_over(&self, bytes_max: u64) -> bool {
+        self.bytes as u64 > bytes_max && self.batches.len() > 1
+    }
+
+    /// Lets go of what is over the bounds, oldest first, `EVICT_BATCHES_MAX` at most. Returns the number of batches let
+    /// go.
     pub fn retain(&mut self, bytes_max: u64, older_than: Option<Timestamp>, pool: &mut BatchPool) -> usize {
         let mut count = 0;
         while let Some(oldest) = self.batches.front() {
-            let over_bytes = self.bytes as u64 > bytes_max && self.batches.len() > 1;
             let over_age = older_than.is_some_and(|limit| oldest.header().append_time < limit);
-            if !over_bytes && !over_age {
+            if count == EVICT_BATCHES_MAX || !(over_age || self.is_over(bytes_max)) {
                 break;
             }
             let oldest = self.batches.pop_front().expect("front was just seen");
@@ -85,17 +95,23 @@ impl MemoryLog {
         }
     }
 
-    /// Takes back what readers let go meanwhile. Looks at `budget` batches at most: readers hold a window at the end,
-    /// so the oldest come free first and a batch that is still held ends the look.
+    /// Takes back what readers let go meanwhile; `budget` batches at most. Readers hold windows at the end, so the
+    /// oldest come free first, and an oldest that is still held ends the look. Unless one behind it is free: then a
+    /// straggler reads the oldest, and it goes to the back so that it hides nobody.
     pub fn reclaim(&mut self, pool: &mut BatchPool, budget: usize) {
         for _ in 0..budget {
-            let Some(batch) = self.held.pop_front() else { break };
-            let bytes = batch.bytes().len();
-            match pool.recycle(batch) {
-                Ok(()) => self.held_bytes -= bytes,
-                Err(batch) => {
-                    // One reader that holds an old batch must not hide those behind it for ever: rotate.
-                    self.held.push_back(batch);
+            let Some(oldest) = self.held.pop_front() else { break };
+            let bytes = oldest.bytes().len();
+            let Err(oldest) = pool.recycle(oldest) else {
+                self.held_bytes -= bytes;
+                continue;
+            };
+            // Golden-ratio steps visit all of a queue that moves on by one per append; steps of one would run with it.
+            self.probe = self.probe.wrapping_add(0x9e37_79b9);
+            match self.held.get(self.probe as usize % self.held.len().max(1)) {
+                Some(other) if other.is_unique() => self.held.push_back(oldest),
+                _ => {
+                    self.held.push_front(oldest);
                     break;
                 }
             }
@@ -104,6 +120,10 @@ impl MemoryLog {
 
     /// Index of the batch that covers `offset`, or the first one after it. None at or past the end.
     fn find(&self, offset: Offset) -> Option<usize> {
+        // Commits read the newest: no search through a log of cold headers for that.
+        if self.batches.back().is_some_and(|newest| newest.range().from <= offset) {
+            return (offset < self.log_end).then(|| self.batches.len() - 1);
+        }
         let index = self.batches.partition_point(|batch| batch.range().to <= offset);
         (index < self.batches.len()).then_some(index)
     }
@@ -146,3 +166,6 @@ impl MemoryLog {
         assert_eq!(self.held.iter().map(|batch| batch.bytes().len()).sum::<usize>(), self.held_bytes);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ use crate::limits::Limits;
 use crate::memory_log::MemoryLog;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::Start;
-use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId};
+use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence};
 use felix_protocol::position::Offset;
 use felix_protocol::time::{Now, Timestamp};
 
@@ -61,8 +61,11 @@ pub struct Shard {
     attached: Vec<AttachedCore>,
     /// Something changed since the last report.
     pub(crate) touched: bool,
-    pub(crate) on_tick_list: bool,
     pub(crate) on_touched_list: bool,
+    /// When time alone may change it next; it is on the tick list for then.
+    pub(crate) tick_at: Option<Timestamp>,
+    /// Cores (a bit each) in whose list of stalled shards it is.
+    pub(crate) stalled_for: u64,
 }
 
 impl Shard {
@@ -78,8 +81,9 @@ impl Shard {
             high_watermark: Offset(0),
             attached: Vec::new(),
             touched: true,
-            on_tick_list: false,
             on_touched_list: false,
+            tick_at: None,
+            stalled_for: 0,
         }
     }
 
@@ -103,14 +107,26 @@ impl Shard {
         self.log.bytes()
     }
 
+    /// Bytes let go that other cores still hold.
+    pub fn held_bytes(&self) -> usize {
+        self.log.held_bytes()
+    }
+
+    /// Cores that are sent its commits.
+    pub fn attached(&self) -> impl Iterator<Item = CoreId> + '_ {
+        self.attached.iter().map(|it| it.core)
+    }
+
     /// What it counted.
     pub fn counters(&self) -> &ShardCounters {
         &self.counters
     }
 
-    /// New settings; identity stays.
+    /// New settings; identity and data stay.
     pub fn on_config(&mut self, config: ShardConfig) {
-        assert_eq!((config.shard, config.stream), (self.config.shard, self.config.stream));
+        let identity = |it: &ShardConfig| (it.shard, it.stream, it.lineage);
+        assert_eq!(identity(&config), identity(&self.config), "another incarnation needs another shard");
+        assert!(config.epoch >= self.config.epoch, "the leader's epoch never goes back");
         self.config = config;
         self.touched = true;
     }
@@ -173,7 +189,7 @@ impl Shard {
     fn ack(
         &self,
         channel: ChannelKey,
-        base_sequence: felix_protocol::ids::Sequence,
+        base_sequence: Sequence,
         record_count: u32,
         base_offset: Offset,
         effects: &mut Effects,
@@ -197,25 +213,25 @@ impl Shard {
         for attached in self.attached.iter_mut().filter(|it| !it.stalled) {
             debug_assert_eq!(attached.sent, from);
             for batch in self.log.read(from) {
-                effects.push(Effect::Commit {
-                    core: attached.core,
-                    shard: self.config.shard,
-                    batch: batch.clone(),
-                });
+                effects.push(Effect::Commit { core: attached.core, shard: self.config.shard, batch: batch.clone() });
             }
             attached.sent = self.high_watermark;
         }
     }
 
     /// A `Commit` of a batch that begins at `offset` found the mesh full: nothing more goes to that core until it has
-    /// room. Later commits of the same turn are refused too and end here.
+    /// room. Later commits of the same turn are refused too and end here. A commit that the cursor never passed is of an
+    /// attachment that ended, and ends here for good.
     pub fn on_commit_refused(&mut self, core: CoreId, offset: Offset) {
-        if let Some(attached) = self.attached.iter_mut().find(|it| it.core == core) {
-            if !attached.stalled || offset < attached.sent {
-                attached.sent = offset;
-            }
+        if let Some(attached) = self.attached.iter_mut().find(|it| it.core == core && offset < it.sent) {
+            attached.sent = offset;
             attached.stalled = true;
         }
+    }
+
+    /// What a core's next commit begins with.
+    fn commits_from(&self, core: CoreId) -> Offset {
+        self.attached.iter().find(|it| it.core == core).map_or(self.high_watermark, |it| it.sent)
     }
 
     /// The mesh has room: go on from where the core's cursor is. Returns true if it must be called again.
@@ -257,12 +273,8 @@ impl Shard {
             epoch: self.config.epoch,
             start,
             log_start: self.log_start(),
-            // What is still to be sent to a stalled core comes as `Commit`, so its tail ends at the cursor.
-            high_watermark: self
-                .attached
-                .iter()
-                .find(|it| it.core == core)
-                .map_or(self.high_watermark, |it| it.sent),
+            high_watermark: self.high_watermark,
+            commits_from: self.commits_from(core),
         });
         if result.is_ok() && !self.attached.iter().any(|it| it.core == core) {
             self.attached.push(AttachedCore { core, sent: self.high_watermark, stalled: false });
@@ -312,9 +324,18 @@ impl Shard {
         self.log.reclaim(pool, 4 + evicted);
     }
 
-    /// Whether time alone can change it: it ages, or waits for memory held elsewhere.
-    pub fn needs_ticks(&self) -> bool {
-        self.log.held_bytes() > 0 || (self.config.retention_age_ns.is_some() && self.log.batch_count() > 0)
+    /// When time alone may change it: its oldest batch ages, or, at the next look, it lets go of more or gets memory
+    /// back. None: it is idle.
+    pub fn tick_due(&self, now: Now) -> Option<Timestamp> {
+        if self.log.held_bytes() > 0 || self.log.is_over(self.config.retention_bytes) {
+            return Some(now.wall);
+        }
+        let oldest = self.log.oldest_time()?;
+        self.config.retention_age_ns.map(|age| oldest.saturating_add_ns(age).saturating_add_ns(1))
+    }
+
+    pub(crate) fn is_stalled(&self, core: CoreId) -> bool {
+        self.attached.iter().any(|it| it.core == core && it.stalled)
     }
 
     pub(crate) fn check(&self) {
@@ -326,3 +347,6 @@ impl Shard {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@
 //!
 //! **Never**: losing an offset without a Gap that covers it.
 //!
-//! **See**: `fan_out.rs`, which moves the cursor.
+//! **See**: `next.rs`, which moves the cursor.
 
 use crate::batch_pool::SharedBatch;
 use crate::event::ConnKey;
@@ -70,6 +70,8 @@ pub struct Subscription {
     pub told: Offset,
     pub(crate) phase: Phase,
     pub(crate) cursor: Offset,
+    /// Slot of its tail in the fan-out.
+    pub(crate) tail: u32,
     pub(crate) group: u32,
     /// Place in the group's list of subscribers.
     pub(crate) member: u32,
@@ -78,7 +80,10 @@ pub struct Subscription {
     /// It was at the tail once: from now on the slow policy counts.
     pub(crate) live: bool,
     pub(crate) fetching: bool,
-    pub(crate) history: VecDeque<SharedBatch>,
+    history: VecDeque<SharedBatch>,
+    history_bytes: usize,
+    /// Fetches answered.
+    pub(crate) fetched: u64,
     /// Offsets below this are gone.
     pub(crate) lost_to: Option<Offset>,
     /// It is on a list of subscribers with something to send.
@@ -89,7 +94,7 @@ pub struct Subscription {
 }
 
 impl Subscription {
-    pub(crate) fn new(spec: &SubSpec, group: u32, member: u32) -> Subscription {
+    pub(crate) fn new(spec: &SubSpec, tail: u32, group: u32, member: u32) -> Subscription {
         Subscription {
             conn: spec.conn,
             id: spec.id,
@@ -100,12 +105,15 @@ impl Subscription {
             told: Offset(0),
             phase: Phase::Starting,
             cursor: Offset(0),
+            tail,
             group,
             member,
             hint: 0,
             live: false,
             fetching: false,
             history: VecDeque::new(),
+            history_bytes: 0,
+            fetched: 0,
             lost_to: None,
             scheduled: false,
             next_number: 0,
@@ -117,6 +125,29 @@ impl Subscription {
     /// Bytes of frames it was sent.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// Next batch of fetched history.
+    pub(crate) fn history(&self) -> Option<&SharedBatch> {
+        self.history.front()
+    }
+
+    /// Takes the next batch of fetched history out.
+    pub(crate) fn pop_history(&mut self) -> Option<SharedBatch> {
+        let batch = self.history.pop_front()?;
+        self.history_bytes -= batch.bytes().len();
+        Some(batch)
+    }
+
+    /// Replaces the history by what was fetched.
+    pub(crate) fn set_history(&mut self, batches: Vec<SharedBatch>) {
+        self.history_bytes = batches.iter().map(|batch| batch.bytes().len()).sum();
+        self.history = batches.into();
+    }
+
+    /// Bytes of fetched history.
+    pub(crate) fn history_bytes(&self) -> usize {
+        self.history_bytes
     }
 
     /// It may be sent something.
@@ -151,5 +182,7 @@ impl Subscription {
 
     pub(crate) fn check(&self) {
         assert!(self.told <= self.cursor, "told {} is past the cursor {}", self.told, self.cursor);
+        assert!(self.history.is_empty() || !self.fetching, "history is bounded by one fetch");
+        assert_eq!(self.history.iter().map(|batch| batch.bytes().len()).sum::<usize>(), self.history_bytes);
     }
 }

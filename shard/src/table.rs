@@ -1,7 +1,8 @@
 //! **What**: the shards of one core and the dispatch of events to them.
 //!
 //! **Invariants**: after every event the positions of the shard it touched are in order (`invariants.rs`).
-//! An idle shard has no timer: only shards that age or wait for memory are on the tick list.
+//! An idle shard has no timer: only shards that age or wait for memory are on the tick list, and a tick looks only at
+//! those that are due.
 //!
 //! **Never**: a loop over all shards on an event.
 //!
@@ -14,9 +15,11 @@ use crate::limits::Limits;
 use crate::shard::Shard;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, ShardId};
+use felix_protocol::limits::CORES_MAX;
 use felix_protocol::position::{Lineage, Offset};
-use felix_protocol::time::Now;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use felix_protocol::time::{Now, Timestamp};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 
 /// Shards whose tick one turn handles.
 const TICKS_PER_TURN: usize = 256;
@@ -30,7 +33,10 @@ pub struct Shards {
     limits: Limits,
     /// Shards with a core whose mesh ring was full.
     stalled: BTreeMap<CoreId, VecDeque<ShardId>>,
-    ticking: VecDeque<ShardId>,
+    /// Shards by when time may change them next. An entry counts if it is the shard's `tick_at`; others are outdated.
+    ticking: BinaryHeap<Reverse<(Timestamp, ShardId)>>,
+    /// Shards of the tick under way.
+    ticked: Vec<ShardId>,
     touched: Vec<ShardId>,
 }
 
@@ -42,7 +48,8 @@ impl Shards {
             pool: BatchPool::new(limits.pool_bytes_max),
             limits,
             stalled: BTreeMap::new(),
-            ticking: VecDeque::new(),
+            ticking: BinaryHeap::new(),
+            ticked: Vec::new(),
             touched: Vec::new(),
         }
     }
@@ -61,19 +68,20 @@ impl Shards {
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Effects) {
         match event {
             Event::ShardPut(config) => {
+                // Another lineage is other data: its readers are told, nothing of the former is shown under it.
+                let lineage = self.shards.get(&config.shard).map(|it| it.config.lineage);
+                if lineage.is_some_and(|it| it != config.lineage) {
+                    self.remove(config.shard, effects);
+                }
                 match self.shards.get_mut(&config.shard) {
                     Some(shard) => shard.on_config(config),
                     None => {
                         self.shards.insert(config.shard, Shard::new(config));
                     }
                 }
-                self.after(config.shard);
+                self.after(now, config.shard);
             }
-            Event::ShardRemoved { shard } => {
-                if let Some(mut removed) = self.shards.remove(&shard) {
-                    removed.on_removed(&mut self.pool, effects);
-                }
-            }
+            Event::ShardRemoved { shard } => self.remove(shard, effects),
             Event::ChannelOpened { shard, channel, producer, producer_epoch } => match self.shards.get(&shard) {
                 Some(it) => it.on_channel_opened(channel, producer, producer_epoch, effects),
                 None => effects.push(Effect::OpenChannel { channel, result: Err(ErrorCode::StreamGone) }),
@@ -81,7 +89,7 @@ impl Shards {
             Event::Published { shard, channel, batch } => match self.shards.get_mut(&shard) {
                 Some(it) => {
                     it.on_published(now, channel, batch, &mut self.pool, &self.limits, effects);
-                    self.after(shard);
+                    self.after(now, shard);
                 }
                 None => {
                     let facts = *batch.facts();
@@ -100,11 +108,7 @@ impl Shards {
                     core,
                     shard,
                     sub,
-                    result: Err(AttachRefused {
-                        code: ErrorCode::StreamGone,
-                        lineage: Lineage(0),
-                        next: Offset(0),
-                    }),
+                    result: Err(AttachRefused { code: ErrorCode::StreamGone, lineage: Lineage(0), next: Offset(0) }),
                 }),
             },
             Event::Detached { shard, core } => {
@@ -112,12 +116,23 @@ impl Shards {
                     it.on_detached(core);
                 }
             }
-            Event::Fetched { shard, core, sub, from } => match self.shards.get(&shard) {
-                Some(it) => it.on_fetched(core, sub, from, &self.limits, effects),
-                None => effects.push(Effect::Gone { core, shard }),
-            },
+            Event::Fetched { shard, core, sub, from } => {
+                // Who reads was attached, so if the shard is gone, `Gone` is on its way. A second one could end
+                // subscribers of the shard's next incarnation.
+                if let Some(it) = self.shards.get(&shard) {
+                    it.on_fetched(core, sub, from, &self.limits, effects);
+                }
+            }
             Event::MeshHasRoom { core } => self.on_mesh_has_room(core, effects),
             Event::Ticked => self.on_ticked(now),
+        }
+    }
+
+    fn remove(&mut self, id: ShardId, effects: &mut Effects) {
+        let Some(mut removed) = self.shards.remove(&id) else { return };
+        removed.on_removed(&mut self.pool, effects);
+        if removed.stalled_for != 0 {
+            self.stalled.values_mut().for_each(|waiting| waiting.retain(|it| *it != id));
         }
     }
 
@@ -125,9 +140,9 @@ impl Shards {
     pub fn commit_refused(&mut self, core: CoreId, shard: ShardId, offset: Offset) {
         if let Some(it) = self.shards.get_mut(&shard) {
             it.on_commit_refused(core, offset);
-            let waiting = self.stalled.entry(core).or_default();
-            if !waiting.contains(&shard) {
-                waiting.push_back(shard);
+            if it.stalled_for & core_bit(core) == 0 {
+                it.stalled_for |= core_bit(core);
+                self.stalled.entry(core).or_default().push_back(shard);
             }
         }
     }
@@ -139,29 +154,42 @@ impl Shards {
 
     fn on_mesh_has_room(&mut self, core: CoreId, effects: &mut Effects) {
         let Some(waiting) = self.stalled.get_mut(&core) else { return };
-        if let Some(shard) = waiting.pop_front()
-            && let Some(it) = self.shards.get_mut(&shard)
-            && it.on_mesh_has_room(core, effects)
-        {
+        let Some(shard) = waiting.pop_front() else { return };
+        let Some(it) = self.shards.get_mut(&shard) else { return };
+        if it.on_mesh_has_room(core, effects) {
             waiting.push_back(shard);
+        } else {
+            it.stalled_for &= !core_bit(core);
         }
     }
 
     fn on_ticked(&mut self, now: Now) {
-        for _ in 0..self.ticking.len().min(TICKS_PER_TURN) {
-            let Some(id) = self.ticking.pop_front() else { break };
-            let Some(shard) = self.shards.get_mut(&id) else { continue };
-            shard.on_tick_list = false;
-            shard.retain(now, &mut self.pool);
-            self.after(id);
+        let mut ticked = std::mem::take(&mut self.ticked);
+        while ticked.len() < TICKS_PER_TURN
+            && let Some(Reverse((due, id))) = self.ticking.peek().copied()
+            && due <= now.wall
+        {
+            self.ticking.pop();
+            if let Some(shard) = self.shards.get_mut(&id).filter(|it| it.tick_at == Some(due)) {
+                shard.tick_at = None;
+                shard.retain(now, &mut self.pool);
+                ticked.push(id);
+            }
         }
+        // Only now, so that what is due again at once waits for the next tick.
+        for id in ticked.drain(..) {
+            self.after(now, id);
+        }
+        self.ticked = ticked;
     }
 
-    fn after(&mut self, id: ShardId) {
+    fn after(&mut self, now: Now, id: ShardId) {
         let Some(shard) = self.shards.get_mut(&id) else { return };
-        if !shard.on_tick_list && shard.needs_ticks() {
-            shard.on_tick_list = true;
-            self.ticking.push_back(id);
+        if let Some(due) = shard.tick_due(now)
+            && shard.tick_at.is_none_or(|at| due < at)
+        {
+            shard.tick_at = Some(due);
+            self.ticking.push(Reverse((due, id)));
         }
         if shard.touched && !shard.on_touched_list {
             shard.on_touched_list = true;
@@ -172,6 +200,21 @@ impl Shards {
     /// Some shard ages or waits for memory.
     pub fn needs_ticks(&self) -> bool {
         !self.ticking.is_empty()
+    }
+
+    /// When the next `Ticked` has something to do; a time in the past: now.
+    pub fn next_tick(&self) -> Option<Timestamp> {
+        self.ticking.peek().map(|Reverse((due, _))| *due)
+    }
+
+    /// Some shard changed since the last report.
+    pub fn has_touched(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// A core waits for room in the mesh.
+    pub fn is_stalled(&self, core: CoreId) -> bool {
+        self.stalled.get(&core).is_some_and(|waiting| !waiting.is_empty())
     }
 
     /// Shards that changed since they were last taken, for reports.
@@ -187,8 +230,21 @@ impl Shards {
 
     /// Checks every invariant of every shard; for tests.
     pub fn check(&self) {
-        for shard in self.shards.values() {
+        for (id, shard) in &self.shards {
             shard.check();
+            for (core, waiting) in &self.stalled {
+                let listed = waiting.iter().filter(|it| *it == id).count();
+                assert_eq!(listed, usize::from(shard.stalled_for & core_bit(*core) != 0), "stalled once or not at all");
+                assert!(listed == 1 || !shard.is_stalled(*core), "a stalled shard waits for room");
+            }
         }
     }
 }
+
+fn core_bit(core: CoreId) -> u64 {
+    assert!(core.0 < CORES_MAX);
+    1 << core.0
+}
+
+#[cfg(test)]
+mod tests;
