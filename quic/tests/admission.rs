@@ -222,6 +222,24 @@ fn a_restarted_broker_tells_its_clients_in_one_round_trip() {
 }
 
 #[test]
+fn a_client_that_missed_the_close_is_told_by_a_reset() {
+    let mut world = World::new(1, EndpointConfig::default(), ClientAuth::None);
+    let mut connector = world.connector();
+    let (client, core, conn) = world.establish(&mut connector, None);
+    world.run_for(Duration::from_millis(20));
+    let server = world.server;
+    world.tap = Some(Box::new(move |datagram| datagram.to == server));
+    world.cores[core].close(conn, 3, b"");
+    let stream = world.clients[client].conn.open_uni().unwrap();
+    world.clients[client].conn.stream_send(stream, b"into the void", false).unwrap();
+    world.run_until("forgotten", |world| world.cores[0].connection_count() == 0);
+    world.tap = None;
+    world.clients[client].conn.stream_send(stream, b"once more", false).unwrap();
+    world.run_until("told", |world| world.clients[client].closed().is_some());
+    assert_eq!(world.clients[client].closed(), Some(&CloseReason::StatelessReset));
+}
+
+#[test]
 fn a_restarted_broker_with_other_secrets_cannot_reset() {
     let pki = Pki::new();
     let tls = pki.server_tls(ClientAuth::None);

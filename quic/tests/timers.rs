@@ -167,3 +167,26 @@ fn a_lossy_reordering_duplicating_network_changes_no_byte() {
         assert!(world.clients[client].conn.conn_stats().packets_lost > 0, "seed {seed} lost nothing");
     }
 }
+
+#[test]
+fn a_deadline_that_comes_closer_moves_the_timer() {
+    let mut world = World::new(1, EndpointConfig::default(), ClientAuth::None);
+    let mut connector = world.connector_with(ClientConfig { keep_alive: None, ..ClientConfig::default() });
+    let (_, core, conn) = world.establish(&mut connector, None);
+    let far = |world: &mut World| world.cores[0].next_timeout().unwrap() > Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + Duration::from_secs(5);
+    while !far(&mut world) {
+        assert!(Instant::now() < end, "an idle connection has only its idle timer");
+        world.run_for(Duration::from_millis(20));
+    }
+    let server = world.server;
+    world.tap = Some(Box::new(move |datagram| datagram.to == server));
+    let stream = world.cores[core].open_uni(conn).unwrap();
+    world.cores[core].stream_send(conn, stream, b"lost", true).unwrap();
+    world.step();
+    assert!(!far(&mut world), "the probe timer is armed");
+    world.tap = None;
+    world.run_within("the probe repaired it", Duration::from_secs(2), |world| {
+        world.clients[0].events.iter().any(|event| matches!(event, Event::StreamReadable { .. }))
+    });
+}

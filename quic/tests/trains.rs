@@ -126,6 +126,22 @@ fn the_mtu_is_what_the_path_carries() {
 }
 
 #[test]
+fn the_largest_packets_work_where_the_network_carries_them() {
+    let (mut config, mut client_config) = (bulk_config(), bulk_client());
+    for transport in [&mut config.transport, &mut client_config.transport] {
+        transport.max_udp_payload_bytes = 16_383;
+        transport.path_mtu_discovery = false;
+    }
+    let mut world = World::new(1, config, ClientAuth::None);
+    let mut connector = world.connector_with(client_config);
+    let (client, core, conn) = world.establish(&mut connector, None);
+    let before = world.cores[core].counters().datagrams_in;
+    world.assert_works(client, core, conn, 1_000_000);
+    let packets = world.cores[core].counters().datagrams_in - before;
+    assert!(packets < 200, "{packets} packets for 1,000,000 bytes");
+}
+
+#[test]
 fn connections_take_turns() {
     let mut world = World::new(1, bulk_config(), ClientAuth::None);
     let mut connector = world.connector_with(bulk_client());
