@@ -26,7 +26,7 @@ use crate::units::{parse_positive_duration, parse_rate};
 use clap::{Args, ValueEnum};
 use felix_client::protocol::limits::{BATCH_BODY_BYTES_MAX, TTL_MS_MAX};
 use felix_client::protocol::names::StreamName;
-use felix_client::{Compression, Publisher, PublisherOptions, RecordToPublish, SendError, ShardTarget};
+use felix_client::{AckFuture, Compression, Publisher, PublisherOptions, RecordToPublish, SendError, ShardTarget};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ use summary::{Ending, Summary};
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
 /// A progress bar appears when the run is longer than this.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
-/// Records between two looks at the clock for progress and at what was refused so far.
+/// Records between two looks at the clock for progress, and at what became of one of them.
 const LOOK_EVERY_RECORDS: u64 = 1_024;
 
 /// Options of `pub`.
@@ -216,7 +216,8 @@ struct Run<'a> {
     args: &'a PubArgs,
     publisher: &'a Publisher,
     signals: Signals,
-    deadline: Duration,
+    /// One acknowledgement in a thousand, looked at on the way.
+    probe: Option<AckFuture>,
     summary: Summary,
 }
 
@@ -251,7 +252,7 @@ impl Run<'_> {
                             tombstone: false,
                             time: now(),
                         };
-                        match self.publisher.send(&record) {
+                        match self.send(&record) {
                             Ok(()) => {
                                 self.summary.taken += 1;
                                 self.summary.bytes += value.len() as u64;
@@ -278,14 +279,27 @@ impl Run<'_> {
                 return ending;
             }
             if self.summary.taken.is_multiple_of(LOOK_EVERY_RECORDS) {
+                if self.probe.as_ref().and_then(AckFuture::try_get).is_some_and(|outcome| outcome.is_err()) {
+                    return Ending::Refused;
+                }
                 progress.tell(lines.bytes_read(), self.summary.taken);
             }
         }
     }
 
+    /// Gives a record to the client. Of one in a thousand the outcome is looked at before the end, so that a long input
+    /// is not read to its end when nothing is taken any more.
+    fn send(&mut self, record: &RecordToPublish<'_>) -> Result<(), SendError> {
+        if self.args.no_ack || !self.summary.taken.is_multiple_of(LOOK_EVERY_RECORDS) {
+            return self.publisher.send(record);
+        }
+        self.probe = Some(self.publisher.send_acked(record)?);
+        Ok(())
+    }
+
     /// Waits for the outcome of everything sent. An error: it makes no sense to go on.
     fn flush(&mut self) -> Result<(), Ending> {
-        match self.publisher.flush(self.deadline) {
+        match self.publisher.flush() {
             Ok(report) => {
                 let clean = report.is_clean();
                 self.summary.add(report);
@@ -316,7 +330,7 @@ pub fn run(globals: &Globals, args: &PubArgs, out: &mut Out) -> Result<Exit, Fai
     }
     let mut progress = Progress::new(globals, file_bytes);
     let started = Instant::now();
-    let mut run = Run { globals, args, publisher: &publisher, signals, deadline, summary: Summary::default() };
+    let mut run = Run { globals, args, publisher: &publisher, signals, probe: None, summary: Summary::default() };
     let mut ending = run.go(&mut lines, &mut progress);
     if let Err(after) = run.flush() {
         // A broken input or a signal stays the reason; that records failed too is in the counts.

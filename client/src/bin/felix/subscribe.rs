@@ -187,7 +187,7 @@ impl Run<'_> {
             if until_end.is_zero() {
                 return Ok(Ending::Time);
             }
-            let item = match subscriber.next_item(Duration::ZERO)? {
+            let item = match subscriber.try_next()? {
                 Some(item) => item,
                 None => {
                     self.out.flush()?;
@@ -195,7 +195,7 @@ impl Run<'_> {
                     if until_idle.is_zero() {
                         return Ok(Ending::Idle);
                     }
-                    match subscriber.next_item(LOOK_EVERY.min(until_end).min(until_idle))? {
+                    match subscriber.next_item(Some(LOOK_EVERY.min(until_end).min(until_idle)))? {
                         Some(item) => item,
                         None => continue,
                     }
