@@ -10,8 +10,8 @@
 //!
 //! **Invariants**: a batch that may be in the log keeps its bytes and its sequence; it is only sent again as it was.
 //! Bytes change only for a batch that is certainly not in the log: refused, or above the sequence that the broker
-//! expects next. A refusal consumes no sequence: after one, nothing is sent until every batch in flight is answered, and
-//! then the rest is numbered anew from what the log holds (and so keeps its order).
+//! expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is numbered anew
+//! from what the log holds, and so keeps its order.
 //!
 //! **Never**: resending a batch without a producer once it may have arrived: its outcome is unknown.
 //!
@@ -212,9 +212,8 @@ impl Channel {
                 return None;
             }
             self.paused = None;
-            if self.idempotent {
-                self.renumber(self.expected);
-            }
+            // A refusal uses up numbers of an anonymous channel, and none of a producer.
+            self.renumber(if self.idempotent { self.expected } else { self.next_sequence });
         }
         if self.in_flight == self.queue.len() {
             return None;
@@ -282,10 +281,10 @@ impl Channel {
         if !self.acks {
             return Err(Violation::UnexpectedFrame(FrameType::PublishAck));
         }
-        let through = ack.through.0;
-        let batches = self.queue.iter().filter(|it| it.sent).take_while(|it| it.end() <= through).count();
-        if batches != ack.base_offsets.len() {
-            return Err(Violation::AckMismatch { batches, offsets: ack.base_offsets.len() });
+        // Offsets answer the oldest unanswered batches; a refusal may have overtaken them, so that the sequence in the
+        // frame says less.
+        if ack.base_offsets.len() > self.in_flight {
+            return Err(Violation::AckMismatch { batches: self.in_flight, offsets: ack.base_offsets.len() });
         }
         let mut waiting = Vec::new();
         let mut offsets = ack.base_offsets.iter();

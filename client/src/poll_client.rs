@@ -41,6 +41,9 @@ const WAKER: Token = Token(0);
 /// Sleep without any deadline at most so long: a bound on what a mistake in a deadline can cost.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
+/// Largest UDP payload: what quiche can describe. Path MTU discovery finds what the path carries up to this.
+const UDP_PAYLOAD_BYTES_MAX: usize = 16_383;
+
 /// What a `poll` did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PollResult {
@@ -86,6 +89,18 @@ pub struct PollClient {
 
 fn system(call: &'static str) -> impl FnOnce(std::io::Error) -> ConnectError {
     move |error| ConnectError::System { call, kind: error.kind() }
+}
+
+/// A client has few connections and much to read on each: larger windows than a broker gives, and packets as large as
+/// the path takes.
+fn transport() -> felix_quic::ClientConfig {
+    let mut config = felix_quic::ClientConfig::default();
+    config.transport.max_udp_payload_bytes = UDP_PAYLOAD_BYTES_MAX;
+    config.transport.connection_window_initial_bytes = 4 << 20;
+    config.transport.stream_window_initial_bytes = 1 << 20;
+    config.transport.streams_uni_max = 1_024;
+    config.transport.datagrams_received_max = 4_096;
+    config
 }
 
 fn tls_error(error: ConfigError) -> ConnectError {
@@ -141,7 +156,7 @@ impl PollClient {
             cert_chain_pem: config.cert_chain_pem.clone(),
             key_pem: config.key_pem.clone(),
         };
-        let connector = Connector::new(felix_quic::ClientConfig::default(), tls).map_err(tls_error)?;
+        let connector = Connector::new(transport(), tls).map_err(tls_error)?;
         let poll = Poll::new().map_err(system("epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(system("eventfd"))?;
         let engine = Engine::new(EngineConfig {

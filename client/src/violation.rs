@@ -41,9 +41,9 @@ pub enum Violation {
         /// Bytes held.
         bytes: usize,
     },
-    /// An ack whose count of offsets does not match the batches it covers.
+    /// An ack of more batches than are in flight.
     AckMismatch {
-        /// Batches covered by the sequence.
+        /// Batches in flight.
         batches: usize,
         /// Offsets in the ack.
         offsets: usize,
@@ -135,7 +135,7 @@ impl fmt::Display for Violation {
                 write!(f, "the broker left {bytes} bytes of unfinished frames with us")
             }
             Violation::AckMismatch { batches, offsets } => {
-                write!(f, "the broker acknowledged {batches} batches with {offsets} offsets")
+                write!(f, "the broker acknowledged {offsets} batches, {batches} are in flight")
             }
             Violation::UnknownBatch { base_sequence } => {
                 write!(f, "the broker refused a batch that is not in flight (sequence {base_sequence})")
