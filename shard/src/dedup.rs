@@ -18,7 +18,7 @@
 //! **See**: `append.rs`.
 
 use crate::batch_pool::BodyFacts;
-use crate::limits::{DEDUP_WINDOW, Limits};
+use crate::limits::{DEDUP_WINDOW, DEDUP_WINDOW_MIN, Limits};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
 use felix_protocol::position::Offset;
@@ -61,6 +61,8 @@ pub struct Dedup {
     producers: HashMap<ProducerId, Producer>,
     /// Producers by the append time they were last seen at, oldest first; entries may be outdated.
     by_age: VecDeque<(Timestamp, ProducerId)>,
+    /// Batches in all windows, oldest first; entries may be outdated.
+    remembered: VecDeque<(ProducerId, Offset)>,
 }
 
 impl Dedup {
@@ -109,13 +111,37 @@ impl Dedup {
     /// Remembers a batch that was appended, and forgets producers that were silent too long before it.
     pub fn remember(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp, limits: &Limits) {
         self.note(facts, base_offset, append_time);
+        self.bound(limits);
         self.expire(append_time, limits);
+    }
+
+    /// Forgets the oldest batches over the bound of all windows together. Two looks per append: one for the batch that
+    /// came, one to catch up with entries whose batch was forgotten for another reason.
+    fn bound(&mut self, limits: &Limits) {
+        for _ in 0..2 {
+            let Some(&(id, offset)) = self.remembered.front() else { return };
+            let producer = self.producers.get_mut(&id);
+            let holder = producer.filter(|it| it.seen.front().is_some_and(|oldest| oldest.base_offset <= offset));
+            if let Some(holder) = holder {
+                if self.remembered.len() <= limits.dedup_batches_max {
+                    return;
+                }
+                if holder.seen.len() > DEDUP_WINDOW_MIN {
+                    holder.seen.pop_front();
+                    if holder.seen.len() * 4 < holder.seen.capacity() {
+                        holder.seen.shrink_to(holder.seen.len() * 2);
+                    }
+                }
+            }
+            self.remembered.pop_front();
+        }
     }
 
     fn note(&mut self, facts: &BodyFacts, base_offset: Offset, append_time: Timestamp) {
         if facts.producer.0 == 0 {
             return;
         }
+        self.remembered.push_back((facts.producer, base_offset));
         let by_age = &mut self.by_age;
         let producer = self.producers.entry(facts.producer).or_insert_with(|| {
             by_age.push_back((append_time, facts.producer));

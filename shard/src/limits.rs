@@ -28,6 +28,8 @@ pub struct Limits {
     pub derived_pool_bytes_max: usize,
     /// Idempotent producers remembered per shard.
     pub producers_max: usize,
+    /// Batches of all producers of a shard remembered for retries; beyond it only the newest of each producer are.
+    pub dedup_batches_max: usize,
     /// Time after which a silent producer is forgotten, by append time.
     pub producer_expiry_ns: u64,
     /// Offsets a filtered subscriber may skip before it gets a Progress.
@@ -36,6 +38,9 @@ pub struct Limits {
 
 /// Batches of one producer that a shard remembers for retries: as many as a channel may have in flight.
 pub const DEDUP_WINDOW: usize = 1_024;
+
+/// Batches of one producer that a shard remembers however many others publish.
+pub const DEDUP_WINDOW_MIN: usize = 32;
 
 impl Default for Limits {
     fn default() -> Limits {
@@ -49,10 +54,12 @@ impl Default for Limits {
             pool_bytes_max: 16 << 20,
             derived_pool_bytes_max: 4 << 20,
             producers_max: 10_000,
+            dedup_batches_max: 1 << 18,
             producer_expiry_ns: 3_600_000_000_000,
             progress_offsets: 1_024,
         }
     }
 }
 
+const _: () = assert!(DEDUP_WINDOW_MIN < DEDUP_WINDOW);
 const _: () = assert!(DEDUP_WINDOW >= felix_protocol::limits::ACKS_PER_FRAME_MAX);

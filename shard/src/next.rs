@@ -76,10 +76,7 @@ pub(crate) fn step(sub: &mut Subscription, scene: Scene<'_>) -> Step {
         }
         if let Some(batch) = sub.history() {
             let range = batch.range();
-            if range.to <= sub.cursor {
-                sub.pop_history();
-                continue;
-            }
+            assert!(sub.cursor < range.to, "history was fetched from the cursor, which only history moves");
             if range.from > sub.cursor {
                 return gap(sub, range.from);
             }

@@ -92,3 +92,33 @@ fn the_window_is_bounded() {
     assert_eq!(judge(&mut dedup, &facts(1, 1, 0, 1, 1), 0), Verdict::Refuse(ErrorCode::DuplicateMismatch));
     assert_eq!(judge(&mut dedup, &facts(1, 1, 1, 1, 1), 0), Verdict::Duplicate { base_offset: Offset(1) });
 }
+
+#[test]
+fn all_windows_together_are_bounded() {
+    let limits = Limits { dedup_batches_max: 200, ..Limits::default() };
+    let mut dedup = Dedup::default();
+    let mut offset = 0;
+    let mut append = |dedup: &mut Dedup, producer: u64, sequence: u64| {
+        dedup.remember(&facts(producer, 1, sequence, 1, 1), Offset(offset), Timestamp(0), &limits);
+        offset += 1;
+    };
+    let known = |dedup: &mut Dedup, producer, sequence| {
+        matches!(judge(dedup, &facts(producer, 1, sequence, 1, 1), 0), Verdict::Duplicate { .. })
+    };
+    (0..180).for_each(|sequence| append(&mut dedup, 1, sequence));
+    assert!(known(&mut dedup, 1, 0), "alone it may use all");
+    (0..10).for_each(|sequence| append(&mut dedup, 2, sequence));
+    (0..1_000).for_each(|sequence| append(&mut dedup, 3, sequence));
+    let held = |dedup: &Dedup, producer| dedup.producers[&ProducerId(producer)].seen.len();
+    assert_eq!(held(&dedup, 1), DEDUP_WINDOW_MIN, "the newest stay, however many others publish");
+    assert!(known(&mut dedup, 1, 179) && known(&mut dedup, 1, 148) && !known(&mut dedup, 1, 147));
+    assert!((0..10).all(|sequence| known(&mut dedup, 2, sequence)));
+    assert!(dedup.producers[&ProducerId(1)].seen.capacity() < 180, "and memory is given back");
+    assert!((190..=200).contains(&held(&dedup, 3)) && dedup.remembered.len() <= 200);
+    // A producer whose window rolls over leaves no entries behind.
+    let mut alone = Dedup::default();
+    (0..5_000).for_each(|sequence| {
+        alone.remember(&facts(1, 1, sequence, 1, 1), Offset(sequence), Timestamp(0), &Limits::default());
+    });
+    assert!(alone.remembered.len() <= DEDUP_WINDOW + 1, "{}", alone.remembered.len());
+}

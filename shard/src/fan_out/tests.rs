@@ -398,3 +398,17 @@ fn reports_are_bounded() {
     }
     assert_eq!(cursors.last(), Some(&Some((many + 1, Offset(1)))), "a whole walk corrects it");
 }
+
+#[test]
+fn a_commit_sent_again_is_ignored() {
+    let mut lab = lab();
+    let key = lab.subscribe(&latest("", Block));
+    for name in ["a", "b"] {
+        lab.publish(&[name]);
+    }
+    let first = lab.owner.get(SHARD).unwrap().log.read(Offset(0)).next().unwrap().clone();
+    lab.cores[0].on_commit(SHARD, first);
+    lab.cores[0].check();
+    assert_eq!((lab.cores[0].counters.stray_commits, lab.cores[0].counters.jumps), (1, 0));
+    assert_eq!(lab.read(key), "0-1: a, 1-2: b");
+}

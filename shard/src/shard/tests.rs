@@ -128,11 +128,11 @@ fn a_full_mesh_loses_nothing() {
 #[test]
 fn retention_may_overtake_a_full_mesh() {
     let mut lab = Lab::new(Limits::default(), 2, ShardConfig { retention_bytes: 500, ..config() });
-    let key = lab.cores[1].subscribe(&spec(Start::Latest, "", Block));
-    let idle = lab.cores[1].subscribe(&spec(Start::Latest, "x", Block));
-    lab.pump();
-    assert_eq!((lab.read_at(1, key), lab.read_at(1, idle)), (String::new(), String::new()));
     lab.publish(&["a"]);
+    let key = lab.cores[1].subscribe(&spec(Start::Earliest, "", Block));
+    let idle = lab.cores[1].subscribe(&spec(Start::Earliest, "x", Block));
+    lab.pump();
+    assert_eq!((lab.read_at(1, key).as_str(), lab.read_at(1, idle).as_str()), ("0-1: a", ""));
     lab.full = vec![CoreId(1)];
     for _ in 0..10 {
         lab.publish(&["b"]);
@@ -140,8 +140,22 @@ fn retention_may_overtake_a_full_mesh() {
     lab.full.clear();
     lab.handle(Event::MeshHasRoom { core: CoreId(1) });
     assert_eq!(lab.cores[1].counters.jumps, 1);
-    assert_eq!(lab.read_at(1, key), "gap 0-8, 8-9: b, 9-10: b, 10-11: b", "the ring begins behind the hole");
-    assert_eq!(lab.read_at(1, idle), "gap 0-8", "a hole may have held what it wants, so it is told at once");
+    assert_eq!(lab.read_at(1, key), "gap 1-8, 8-9: b, 9-10: b, 10-11: b", "the ring begins behind the hole");
+    // The hole may have held what it wants, so it is told at once; what it has looked at is not part of it.
+    assert_eq!(lab.read_at(1, idle), "progress 0-1, gap 1-8");
+}
+
+#[test]
+fn a_log_that_aged_away_is_a_gap() {
+    let mut lab = Lab::new(Limits::default(), 1, ShardConfig { retention_age_ns: Some(5 * MS), ..config() });
+    lab.publish(&["a", "b"]);
+    lab.pass(6);
+    lab.handle(Event::Ticked);
+    let start = Start::Position(felix_protocol::position::Position { lineage: Lineage(1), offset: Offset(1) });
+    let key = lab.subscribe(&spec(start, "", Block));
+    assert_eq!(lab.read(key), "gap 1-2", "nothing to fetch, so all up to the high watermark is lost");
+    lab.publish(&["c"]);
+    assert_eq!(lab.read(key), "2-3: c");
 }
 
 #[test]

@@ -586,6 +586,7 @@ impl World {
             if let Some(key) = self.cores[core].fan_out.take_scheduled()
                 && !self.strikes(Mutation::LoseWakeUp)
             {
+                assert!(!self.cores[core].ready.contains(&key), "on one list only");
                 self.cores[core].ready.push_back(key);
             }
             if let Some(key) = self.cores[core].ready.pop_front() {
