@@ -25,9 +25,11 @@ A context file says where the broker is and who you are:
   ca = \"ca.pem\"                     relative to the file
   cert = \"client.pem\"               optional, with key
   key = \"client.key\"
-It is the file given with --context, else $FELIX_CONTEXT, else ~/.config/felix/context.toml.
+It is the file given with --context, else $FELIX_CONTEXT, else
+~/.config/felix/context.toml.
 
-Results go to stdout, talk goes to stderr. With --json every result is one JSON object per line.
+Results go to stdout, talk goes to stderr. With --json every result is one JSON
+object per line.
 ";
 
 /// Command-line tool of Felix: publish, subscribe, look, administer.

@@ -132,8 +132,13 @@ fn hint(code: ErrorCode) -> Option<&'static str> {
 /// A refusal in the tool's words; None if the library's own text is as good.
 fn refusal(code: ErrorCode, detail: &str) -> Option<Failure> {
     let hint = hint(code)?;
-    let what = if detail.is_empty() { code.name() } else { detail };
-    Some(Failure::new(exit_of(code), format!("{what} ({code}); {hint}")))
+    let message = match detail {
+        "" => format!("{code}; {hint}"),
+        // The broker says itself what to do.
+        advice if advice.contains("; ") => format!("{advice} ({code})"),
+        fact => format!("{fact} ({code}); {hint}"),
+    };
+    Some(Failure::new(exit_of(code), message))
 }
 
 impl From<RequestError> for Failure {
@@ -219,8 +224,13 @@ mod tests {
         );
         assert_eq!(
             refused(ErrorCode::NotEmpty, "").message(),
-            Some("NotEmpty (NotEmpty); delete what is in it first"),
+            Some("NotEmpty; delete what is in it first"),
             "a broker that gives no detail"
+        );
+        assert_eq!(
+            refused(ErrorCode::VersionMismatch, "it has version 2; describe it and try again").message(),
+            Some("it has version 2; describe it and try again (VersionMismatch)"),
+            "a broker that gives advice"
         );
         let plain = refused(ErrorCode::InvalidArgument, "shards must be 1 to 1024");
         assert!(plain.message().unwrap().contains("shards must be 1 to 1024"));

@@ -40,12 +40,16 @@ const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// Records between two looks at the clock for progress, and at what became of one of them.
 const LOOK_EVERY_RECORDS: u64 = 1_024;
 
+/// Time between two looks for room in flight: far less than it takes to send what may be in flight.
+const ROOM_CHECK: Duration = Duration::from_micros(500);
+
 /// Options of `pub`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-One record per line. The newline is not part of the record, a CR before it is. Empty lines are passed over
-unless --keep-empty. A bad line (no JSON, no key, too long) is reported with its number; what came before it is
-published, and the exit code is 1, also with --on-bad skip.
+One record per line. The newline is not part of the record, a CR before it is.
+Empty lines are passed over unless --keep-empty. A bad line (no JSON, no key,
+too long) is reported with its number; what came before it is published, and
+the exit code is 1, also with --on-bad skip.
 
 Examples:
   felix pub acme/md/quotes --key-field symbol < quotes.jsonl
@@ -210,13 +214,20 @@ impl Progress {
     }
 }
 
+/// Why a record was not taken.
+enum SendStop {
+    Failed(SendError),
+    Interrupted,
+}
+
 /// One run of `pub` after everything is open.
 struct Run<'a> {
     globals: &'a Globals,
     args: &'a PubArgs,
     publisher: &'a Publisher,
     signals: Signals,
-    /// One acknowledgement in a thousand, looked at on the way.
+    deadline: Duration,
+    /// The acknowledgement that is looked at on the way.
     probe: Option<AckFuture>,
     summary: Summary,
 }
@@ -258,10 +269,11 @@ impl Run<'_> {
                                 self.summary.bytes += value.len() as u64;
                                 None
                             }
-                            Err(error @ (SendError::Invalid(_) | SendError::TooLarge { .. })) => {
+                            Err(SendStop::Failed(error @ (SendError::Invalid(_) | SendError::TooLarge { .. }))) => {
                                 Some(BadLine::Refused(error))
                             }
-                            Err(error) => return Ending::Send(error),
+                            Err(SendStop::Failed(error)) => return Ending::Send(error),
+                            Err(SendStop::Interrupted) => return Ending::Interrupted,
                         }
                     }
                 },
@@ -279,7 +291,7 @@ impl Run<'_> {
                 return ending;
             }
             if self.summary.taken.is_multiple_of(LOOK_EVERY_RECORDS) {
-                if self.probe.as_ref().and_then(AckFuture::try_get).is_some_and(|outcome| outcome.is_err()) {
+                if self.probe_failed() {
                     return Ending::Refused;
                 }
                 progress.tell(lines.bytes_read(), self.summary.taken);
@@ -287,14 +299,35 @@ impl Run<'_> {
         }
     }
 
-    /// Gives a record to the client. Of one in a thousand the outcome is looked at before the end, so that a long input
-    /// is not read to its end when nothing is taken any more.
-    fn send(&mut self, record: &RecordToPublish<'_>) -> Result<(), SendError> {
-        if self.args.no_ack || !self.summary.taken.is_multiple_of(LOOK_EVERY_RECORDS) {
-            return self.publisher.send(record);
+    /// Gives a record to the client; waits for room, but not on after a signal. Of one record at a time the outcome is
+    /// looked at before the end, so that a long input is not read to its end when nothing is taken any more.
+    fn send(&mut self, record: &RecordToPublish<'_>) -> Result<(), SendStop> {
+        let begun = Instant::now();
+        loop {
+            let result = match self.probe {
+                None if !self.args.no_ack => self.publisher.try_send_acked(record).map(|ack| self.probe = Some(ack)),
+                _ => self.publisher.try_send(record),
+            };
+            match result {
+                Ok(()) => return Ok(()),
+                Err(SendError::WouldBlock) if self.signals.raised() => return Err(SendStop::Interrupted),
+                Err(SendError::WouldBlock) if begun.elapsed() < self.deadline => std::thread::sleep(ROOM_CHECK),
+                Err(SendError::WouldBlock) => return Err(SendStop::Failed(SendError::TimedOut)),
+                Err(error) => return Err(SendStop::Failed(error)),
+            }
         }
-        self.probe = Some(self.publisher.send_acked(record)?);
-        Ok(())
+    }
+
+    /// Looks at the record whose outcome is looked at. True: it failed.
+    fn probe_failed(&mut self) -> bool {
+        match self.probe.as_ref().and_then(AckFuture::try_get) {
+            None => false,
+            Some(Err(_)) => true,
+            Some(Ok(_)) => {
+                self.probe = None;
+                false
+            }
+        }
     }
 
     /// Waits for the outcome of everything sent. An error: it makes no sense to go on.
@@ -330,8 +363,12 @@ pub fn run(globals: &Globals, args: &PubArgs, out: &mut Out) -> Result<Exit, Fai
     }
     let mut progress = Progress::new(globals, file_bytes);
     let started = Instant::now();
-    let mut run = Run { globals, args, publisher: &publisher, signals, probe: None, summary: Summary::default() };
+    let mut run =
+        Run { globals, args, publisher: &publisher, signals, deadline, probe: None, summary: Summary::default() };
     let mut ending = run.go(&mut lines, &mut progress);
+    if matches!(ending, Ending::Interrupted) && publisher.bytes_in_flight() > 0 {
+        globals.say(format_args!("interrupted; waiting for acknowledgements, once more ends it at once"));
+    }
     if let Err(after) = run.flush() {
         // A broken input or a signal stays the reason; that records failed too is in the counts.
         if matches!(ending, Ending::InputEnded) {

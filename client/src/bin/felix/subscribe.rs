@@ -8,6 +8,7 @@
 //! **See**: `record.rs` for the lines, `subscribe/latency.rs`, `felix_client::Subscriber`.
 
 mod latency;
+mod notice;
 
 use crate::cli::Globals;
 use crate::failure::{Exit, Failure};
@@ -23,21 +24,24 @@ use felix_client::protocol::names::StreamName;
 use felix_client::protocol::pattern::Pattern;
 use felix_client::{DeliveredBatch, DeliveryMode, Item, Shards, SlowPolicy, SubscribeOptions, Subscriber};
 use latency::Latency;
-use serde_json::json;
+use notice::{Counts, Notice};
 use std::time::{Duration, Instant};
 
 /// Options of `sub`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Each record is one line: its value, or with --json an object with exactly these fields:
-  stream, shard, offset, time, key, value           and with --verbose: lineage, headers, ttl
-Key and value are strings if they are UTF-8, else {\"base64\":\"..\"}. A missing key is null, the value of a
-deleted key is null. time is the producer's clock, in UTC to the nanosecond.
+  stream, shard, offset, time, key, value
+  and with --verbose: lineage, headers, ttl
+Key and value are strings if they are UTF-8, else {\"base64\":\"..\"}. A missing key
+and the value of a deleted key are null. time is the producer's clock, in UTC.
 
-A filter is made of tokens divided by dots: '*' is any one token, '>' at the end is one or more tokens.
+A filter is made of tokens divided by dots: '*' is any one token, '>' at the
+end is one or more tokens.
 
-It ends after --count records, after --timeout, when nothing came for --idle-exit, or with Ctrl-C. The exit code
-is 0, but with --count: 4 if it ended before so many records came, 130 if you ended it.
+It ends after --count records, after --timeout, when no record came for
+--idle-exit, or with Ctrl-C. The exit code is 0, but with --count: 4 if it
+ended before so many records came, 130 if you ended it.
 
 Examples:
   felix sub acme/md/quotes
@@ -160,15 +164,13 @@ fn exit(ending: Ending, count_wanted: bool) -> Exit {
 struct Run<'a> {
     globals: &'a Globals,
     args: &'a SubArgs,
-    stream: String,
+    stream: &'a str,
     format: RecordFormat,
     out: &'a mut Out,
     latency: Option<Latency>,
     /// Lines of one batch.
     lines: Vec<u8>,
-    records: u64,
-    gap_records: u64,
-    resets: u64,
+    counts: Counts,
 }
 
 impl Run<'_> {
@@ -203,11 +205,11 @@ impl Run<'_> {
             };
             match item {
                 Item::Records(batch) => {
-                    let before = self.records;
+                    let before = self.counts.records;
                     if self.records_came(&batch)? {
                         return Ok(Ending::Count);
                     }
-                    if self.records > before {
+                    if self.counts.records > before {
                         last_record = Instant::now();
                     }
                 }
@@ -222,7 +224,7 @@ impl Run<'_> {
         let mut last = false;
         self.lines.clear();
         for record in batch.records() {
-            self.records += 1;
+            self.counts.records += 1;
             if let Some(latency) = &mut self.latency {
                 latency.record(record.time, received);
             }
@@ -244,7 +246,7 @@ impl Run<'_> {
                 };
                 self.format.put(&mut self.lines, &shown);
             }
-            if self.args.count == Some(self.records) {
+            if self.args.count == Some(self.counts.records) {
                 last = true;
                 break;
             }
@@ -255,65 +257,27 @@ impl Run<'_> {
 
     /// Tells what is no record.
     fn tell(&mut self, item: &Item) -> Result<(), Failure> {
-        let in_between = self.format.wants_headers() && !self.globals.quiet;
-        match item {
-            Item::Gap { shard, lineage, covered } => {
-                self.gap_records += covered.count();
-                let (from, to) = (covered.from.0, covered.to.0);
-                self.globals.say(format_args!(
-                    "gap: shard {shard}, offsets {from} to {to} ({} records) were not delivered: too slow, too old, or \
-                     lost as datagrams",
-                    covered.count()
-                ));
-                if in_between {
-                    let gap =
-                        json!({"stream": self.stream, "shard": shard.0, "lineage": lineage.0, "from": from, "to": to});
-                    self.out.value(&json!({ "gap": gap }))?;
-                }
-            }
-            Item::Reset { shard, old, new } => {
-                self.resets += 1;
-                self.globals.say(format_args!(
-                    "reset: the data of shard {shard} was replaced: lineage {} ended for us at offset {}, lineage {} \
-                     begins at offset {}",
-                    old.lineage.0, old.offset, new.lineage.0, new.offset
-                ));
-                if in_between {
-                    let place = |at: &felix_client::protocol::position::Position| json!({"lineage": at.lineage.0, "offset": at.offset.0});
-                    let reset = json!({"stream": self.stream, "shard": shard.0, "old": place(old), "new": place(new)});
-                    self.out.value(&json!({ "reset": reset }))?;
-                }
-            }
-            Item::Records(_) | Item::Progress { .. } => {}
+        let Some(notice) = Notice::of(self.stream, item) else { return Ok(()) };
+        self.counts.add(&notice);
+        self.globals.say(format_args!("{notice}"));
+        if self.format.wants_headers() && !self.globals.quiet {
+            self.out.value(&notice)?;
         }
         Ok(())
     }
 
     /// What is said when it is over.
     fn sum_up(&mut self, elapsed: Duration) -> Result<(), Failure> {
+        self.counts.seconds = (elapsed.as_secs_f64() * 1e6).round() / 1e6;
         if let Some(latency) = &self.latency {
             say(format_args!("{latency}"));
         }
-        let Run { records, gap_records, resets, .. } = *self;
-        if self.globals.quiet {
-            return if self.out.json() {
-                self.out.value(&json!({
-                    "stream": self.stream,
-                    "records": records,
-                    "gap_records": gap_records,
-                    "resets": resets,
-                    "seconds": (elapsed.as_secs_f64() * 1e6).round() / 1e6,
-                }))
-            } else {
-                self.out.line(records)
-            };
+        self.globals.explain(format_args!("{}", self.counts));
+        match (self.globals.quiet, self.out.json()) {
+            (false, _) => Ok(()),
+            (true, true) => self.out.value(&self.counts),
+            (true, false) => self.out.line(self.counts.records),
         }
-        self.globals.explain(format_args!(
-            "{records} records from {} in {:.1} s, {gap_records} in gaps, {resets} resets",
-            self.stream,
-            elapsed.as_secs_f64()
-        ));
-        Ok(())
     }
 }
 
@@ -335,12 +299,13 @@ pub fn run(globals: &Globals, args: &SubArgs, out: &mut Out) -> Result<Exit, Fai
     };
     let latency = if args.latency { Some(Latency::new()?) } else { None };
     let lines = Vec::new();
-    let mut run = Run { globals, args, stream, format, out, latency, lines, records: 0, gap_records: 0, resets: 0 };
+    let counts = Counts { stream: stream.clone(), ..Counts::default() };
+    let mut run = Run { globals, args, stream: &stream, format, out, latency, lines, counts };
     let started = Instant::now();
     let ended = run.go(&mut subscriber, &signals);
     // Also after a failure: what came is worth its summary.
     let summed = run.sum_up(started.elapsed());
-    let (ending, records) = (ended?, run.records);
+    let (ending, records) = (ended?, run.counts.records);
     summed?;
     let exit = exit(ending, args.count.is_some());
     if let (Exit::Unknown, Some(count)) = (exit, args.count) {

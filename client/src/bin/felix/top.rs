@@ -38,9 +38,10 @@ const HOME: &str = "\x1b[H";
 /// Options of `top`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-IN and OUT are records per second, MB/S millions of bytes of batches per second, LAG the records that the slowest
-subscription is behind, GAPS the records that slow subscriptions missed since the broker started.
-On a terminal the table is redrawn; else one table per interval follows the other. Ctrl-C ends it.
+IN/S and OUT/S are records per second, MB/S are millions of bytes of batches.
+LAG is how many records the slowest subscription is behind, GAPS how many were
+missed since the broker started. On a terminal the table is redrawn, else one
+table per interval follows the other. Ctrl-C ends it.
 
 Examples:
   felix top
