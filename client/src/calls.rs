@@ -119,8 +119,7 @@ pub(crate) fn publisher(
     let batch_bytes_max = route.batch_bytes_max as usize;
     let outbox = Outbox::new(Intake::new(starts(&route), fixed, options.in_flight_bytes_max, batch_bytes_max));
     let shared = caller.shared().clone();
-    let command =
-        Command::AddPublisher { name: name.clone(), route: route.clone(), options, outbox: outbox.clone() };
+    let command = Command::AddPublisher { name: name.clone(), route: route.clone(), options, outbox: outbox.clone() };
     if !shared.command(command) {
         return Err(RequestError::Disconnected { outcome_unknown: false });
     }

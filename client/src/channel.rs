@@ -47,8 +47,14 @@ pub(crate) enum Phase {
     Closed,
     /// Closed, and not to be opened before this time.
     Waiting(Time),
-    Opening { conn: ConnKey, stream: u64 },
-    Open { conn: ConnKey, stream: u64 },
+    Opening {
+        conn: ConnKey,
+        stream: u64,
+    },
+    Open {
+        conn: ConnKey,
+        stream: u64,
+    },
 }
 
 /// What the owner must do after an answer.
@@ -390,7 +396,12 @@ impl Channel {
     }
 
     /// The broker would not open the channel, or closed it: `Ok` if it may be tried again.
-    pub(crate) fn on_failed(&mut self, code: ErrorCode, detail: &str, tally: &mut Tally) -> Result<After, PublishError> {
+    pub(crate) fn on_failed(
+        &mut self,
+        code: ErrorCode,
+        detail: &str,
+        tally: &mut Tally,
+    ) -> Result<After, PublishError> {
         self.on_lost(tally);
         match code {
             ErrorCode::ProducerFenced | ErrorCode::UnknownProducer if self.idempotent => {

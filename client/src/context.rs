@@ -167,7 +167,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("felix-context-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("context.toml");
-        std::fs::write(&path, "server = \"[::1]:7447\"\nca = \"ca.pem\"\ncert = \"/abs/c.pem\"\nkey = \"k.pem\"\n").unwrap();
+        std::fs::write(&path, "server = \"[::1]:7447\"\nca = \"ca.pem\"\ncert = \"/abs/c.pem\"\nkey = \"k.pem\"\n")
+            .unwrap();
         let context = Context::load(&path).unwrap();
         assert_eq!(context.ca, folder.join("ca.pem"));
         assert_eq!(context.cert.as_deref(), Some(Path::new("/abs/c.pem")));

@@ -20,6 +20,8 @@ mod connections;
 mod publishing;
 mod requests;
 mod subscribing;
+#[cfg(test)]
+mod tests;
 
 use crate::error::{RequestError, SubscribeError};
 use crate::item::Item;
@@ -242,6 +244,22 @@ impl Engine {
             conn.session.on_stream_limit(stream);
             conn.limited = true;
         }
+    }
+
+    /// Before `shut_down`: lets what was published without acknowledgements go out. Drive until `is_finished`.
+    pub fn finish(&mut self) {
+        for publisher in self.publishers.values_mut() {
+            publisher.finish();
+        }
+        self.changed = true;
+    }
+
+    /// Whether nothing that nobody acknowledges is still on its way to a broker that is there.
+    pub fn is_finished(&self) -> bool {
+        let connected = self.conns.values().any(|it| it.session.is_ready());
+        !connected
+            || self.publishers.values().all(|it| it.wants_acks())
+                && self.conns.values().all(|it| !it.session.is_ready() || it.session.is_quiet())
     }
 
     /// Ends everything: each request, record and subscription gets its outcome, each connection its close.

@@ -20,8 +20,9 @@ use std::time::Instant;
 /// Bytes consumed before the driver is told: a wake-up per item would cost more than the item.
 const REPORT_BYTES: u64 = 128 << 10;
 // What is not reported and not granted yet must leave room for a frame of the largest size.
-const _: () =
-    assert!(WINDOW_BYTES_MIN - WINDOW_BYTES_MIN / 4 - (REPORT_BYTES as usize) >= felix_protocol::limits::FRAME_BYTES_MAX);
+const _: () = assert!(
+    WINDOW_BYTES_MIN - WINDOW_BYTES_MIN / 4 - (REPORT_BYTES as usize) >= felix_protocol::limits::FRAME_BYTES_MAX
+);
 
 #[derive(Debug, Default)]
 struct State {

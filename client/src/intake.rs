@@ -180,9 +180,8 @@ impl Intake {
         let limit = self.batch_bytes_max.min(BATCH_BYTES_TARGET);
         let lane = &mut self.lanes[shard];
         let generation = self.generation;
-        let fits = lane
-            .back()
-            .is_some_and(|it| it.generation == generation && it.builder.body_bytes() + needed <= limit);
+        let fits =
+            lane.back().is_some_and(|it| it.generation == generation && it.builder.body_bytes() + needed <= limit);
         let fresh = if fits { None } else { Some(self.spare.pop().unwrap_or_default()) };
         let result = match fresh {
             None => match lane.back_mut() {
@@ -364,7 +363,10 @@ mod tests {
             intake.push(Time(0), &RecordToPublish { key: Some(key), ..Default::default() }).unwrap();
             assert!(intake.waiting_lanes().any(|it| it == shard));
         }
-        while let Some(lane) = { let lane = intake.waiting_lanes().next(); lane } {
+        while let Some(lane) = {
+            let lane = intake.waiting_lanes().next();
+            lane
+        } {
             intake.take(lane).unwrap();
         }
         let mut lanes = Vec::new();

@@ -272,4 +272,3 @@ impl<'a> Iterator for RecordViews<'a> {
         }
     }
 }
-

@@ -41,6 +41,8 @@ const WAKER: Token = Token(0);
 /// Sleep without any deadline at most so long: a bound on what a mistake in a deadline can cost.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
+/// Time a close waits for a broker to take what was published without acknowledgements.
+const LINGER_MAX: Duration = Duration::from_secs(1);
 /// Largest UDP payload: what quiche can describe. Path MTU discovery finds what the path carries up to this.
 const UDP_PAYLOAD_BYTES_MAX: usize = 16_383;
 
@@ -160,11 +162,7 @@ impl PollClient {
         let poll = Poll::new().map_err(system("epoll"))?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(system("eventfd"))?;
         let engine = Engine::new(EngineConfig {
-            identity: Identity {
-                client_name: config.client_name.clone(),
-                token: config.token.clone(),
-                cluster: None,
-            },
+            identity: Identity { client_name: config.client_name.clone(), token: config.token.clone(), cluster: None },
             connections: config.connections,
             receive_buffer_bytes: config.receive_buffer_bytes,
             request_timeout_ns: config.request_timeout.as_nanos().min(u128::from(u64::MAX)) as u64,
@@ -431,6 +429,7 @@ impl PollClient {
     pub(crate) fn shut_down(&mut self) {
         self.shared.stop();
         self.take_commands();
+        self.linger();
         self.engine.shut_down();
         for entry in std::mem::take(&mut self.publishers) {
             entry.outbox.drive(|intake| self.engine.drain_intake(entry.id, intake));
@@ -443,6 +442,21 @@ impl PollClient {
         self.links.clear();
         for (_, entry) in std::mem::take(&mut self.subscribers) {
             entry.inbox.finish(SubscribeError::Closed);
+        }
+    }
+
+    /// What was published without acknowledgements is only known to have arrived when the broker ends the channel.
+    fn linger(&mut self) {
+        self.engine.finish();
+        let until = Instant::now() + LINGER_MAX;
+        while !self.engine.is_finished() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            if !self.poll().progressed {
+                self.sleep(left);
+            }
         }
     }
 

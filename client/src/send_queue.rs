@@ -87,6 +87,11 @@ impl SendQueues {
         self.ready.retain(|it| *it != stream);
     }
 
+    /// Nothing waits anywhere.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queues.values().all(|it| it.chunks.is_empty() && !it.fin)
+    }
+
     /// Bytes of a stream that wait.
     pub(crate) fn waiting(&self, stream: u64) -> usize {
         self.queues.get(&stream).map_or(0, |it| it.bytes)

@@ -23,6 +23,7 @@ mod reader;
 
 use crate::send_queue::{Chunk, SendQueues};
 use crate::violation::Violation;
+pub use event::{Answer, Content, Delivered, End, Output, SessionEvent};
 use felix_protocol::codec::DecodeError;
 use felix_protocol::envelope::FrameType;
 use felix_protocol::error_code::ErrorCode;
@@ -31,9 +32,8 @@ use felix_protocol::ids::ClusterId;
 use felix_protocol::limits::FRAME_BYTES_MAX;
 use felix_protocol::position::OffsetRange;
 use felix_protocol::version::{WireVersion, feature};
-pub use event::{Answer, Content, Delivered, End, Output, SessionEvent};
 use reader::{FrameBytes, FrameReader};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// QUIC stream id of the control stream.
@@ -90,6 +90,8 @@ pub struct Session {
     identity: Identity,
     control: FrameReader,
     channels: HashMap<u64, Channel>,
+    /// Channels that we ended and the broker did not yet.
+    ending: HashSet<u64>,
     deliveries: HashMap<u64, FrameReader>,
     requests: HashMap<u32, Expected>,
     /// With the QUIC stream of their last delivery.
@@ -111,6 +113,7 @@ impl Session {
             identity,
             control: FrameReader::default(),
             channels: HashMap::new(),
+            ending: HashSet::new(),
             deliveries: HashMap::new(),
             requests: HashMap::new(),
             subscriptions: HashMap::new(),
@@ -177,6 +180,7 @@ impl Session {
                 self.events.push_back(SessionEvent::SubscriptionLost { subscription });
             }
         }
+        self.ending.remove(&stream);
         self.drop_channel(stream, None);
     }
 
@@ -288,7 +292,14 @@ impl Session {
     pub fn close_channel(&mut self, stream: u64) {
         if self.channels.remove(&stream).map(|it| self.unfinished_bytes -= it.reader.held()).is_some() {
             self.queues.finish(stream);
+            self.ending.insert(stream);
         }
+    }
+
+    /// Whether everything sent is taken by QUIC, and every channel that was ended is ended by the broker too: then all
+    /// that was published is answered or at least arrived.
+    pub fn is_quiet(&self) -> bool {
+        self.ending.is_empty() && self.queues.is_empty()
     }
 
     /// Starts a subscription; its id. None if not ready.
@@ -383,7 +394,12 @@ impl Session {
     fn read_stream(&mut self, stream: u64, mut bytes: &[u8], fin: bool) -> Result<(), Violation> {
         let mut reader = match self.take_reader(stream)? {
             Some(reader) => reader,
-            None => return Ok(()),
+            None => {
+                if fin {
+                    self.ending.remove(&stream);
+                }
+                return Ok(());
+            }
         };
         let before = reader.held();
         while let Some(frame) = reader.next(&mut bytes)? {
@@ -406,7 +422,9 @@ impl Session {
         match stream % STREAM_STEP {
             0 if stream == CONTROL_STREAM => Ok(Some(std::mem::take(&mut self.control))),
             // A channel that we closed may still answer.
-            0 if stream < self.next_stream => Ok(self.channels.get_mut(&stream).map(|it| std::mem::take(&mut it.reader))),
+            0 if stream < self.next_stream => {
+                Ok(self.channels.get_mut(&stream).map(|it| std::mem::take(&mut it.reader)))
+            }
             3 => Ok(Some(self.deliveries.remove(&stream).unwrap_or_default())),
             _ => Err(Violation::UnexpectedStream { stream }),
         }
@@ -452,7 +470,9 @@ impl Session {
                 let parts = Parts::of(&deliver, bytes.as_slice());
                 self.deliver(id, bytes, parts, Some(stream))
             }
-            (_, Frame::SubscriptionClosed(closed)) if stream % STREAM_STEP == 3 => self.on_subscription_closed(id, closed),
+            (_, Frame::SubscriptionClosed(closed)) if stream % STREAM_STEP == 3 => {
+                self.on_subscription_closed(id, closed)
+            }
             (_, frame) if stream % STREAM_STEP == 0 => self.on_channel(stream, envelope.frame_type, frame),
             _ => Err(Violation::UnexpectedFrame(envelope.frame_type)),
         }

@@ -285,8 +285,7 @@ impl Subscription {
             return Err(Violation::ForeignBatch);
         }
         let has_ttl = batch.body.flags & BODY_FLAG_TTL != 0;
-        let facts =
-            BatchFacts { header, shard: self.shard, covered, clock_offset_ns: self.clock_offset_ns, has_ttl };
+        let facts = BatchFacts { header, shard: self.shard, covered, clock_offset_ns: self.clock_offset_ns, has_ttl };
         Ok(DeliveredBatch::new(frame, start, facts))
     }
 
@@ -328,21 +327,21 @@ impl Subscription {
     fn verdict(&mut self, code: ErrorCode, detail: &str) -> Verdict {
         let refused = |shard| Verdict::End(SubscribeError::Refused { shard, code, detail: detail.to_string() });
         match code {
-            ErrorCode::LineageReset | ErrorCode::StreamGone => {
-                let gone = code == ErrorCode::StreamGone && self.source.take().is_none();
-                match self.next {
-                    _ if gone => refused(self.shard),
-                    Some(old) if self.options.on_reset == OnReset::Stop => {
-                        Verdict::End(SubscribeError::Reset { shard: self.shard, old })
-                    }
-                    Some(_) if self.rewind == Rewind::Reset && code == ErrorCode::LineageReset => refused(self.shard),
-                    next => {
-                        self.rewind = if next.is_some() { Rewind::Reset } else { Rewind::No };
-                        self.source = None;
-                        Verdict::Again { reroute: code == ErrorCode::StreamGone }
-                    }
+            // A stream that is gone for good is NotFound at the next try; one made anew begins a new incarnation.
+            ErrorCode::LineageReset | ErrorCode::StreamGone => match self.next {
+                Some(old)
+                    if self.options.on_reset == OnReset::Stop
+                        && (code == ErrorCode::LineageReset || self.source.is_some()) =>
+                {
+                    Verdict::End(SubscribeError::Reset { shard: self.shard, old })
                 }
-            }
+                Some(_) if self.rewind == Rewind::Reset && code == ErrorCode::LineageReset => refused(self.shard),
+                next => {
+                    self.rewind = if next.is_some() { Rewind::Reset } else { Rewind::No };
+                    self.source = None;
+                    Verdict::Again { reroute: code == ErrorCode::StreamGone }
+                }
+            },
             // Retention took what comes next: go on at the oldest record, and tell the gap.
             ErrorCode::OffsetTooOld if self.source.is_some() && self.rewind == Rewind::No => {
                 self.rewind = Rewind::TooOld;

@@ -7,12 +7,12 @@
 //!
 //! **See**: `client/src/engine/tests` for what needs no broker.
 
+use felix_client::protocol::error_code::ErrorCode;
+use felix_client::protocol::metadata::StreamSpec;
 use felix_client::{
     Client, ClientConfig, Command, Compression, Context, DeliveryMode, Item, PollClient, PublisherOptions, Record,
     RecordToPublish, Reply, RequestError, ShardTarget, Shards, SlowPolicy, Start, StreamName, SubscribeOptions,
 };
-use felix_client::protocol::error_code::ErrorCode;
-use felix_client::protocol::metadata::StreamSpec;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -131,8 +131,7 @@ fn what_is_published_is_read_with_its_position() {
     let mut acks = Vec::new();
     for i in 0..100u32 {
         let value = i.to_le_bytes();
-        let record =
-            RecordToPublish { key: Some(b"XNAS.AAPL"), value: &value, headers: &pairs, ..Default::default() };
+        let record = RecordToPublish { key: Some(b"XNAS.AAPL"), value: &value, headers: &pairs, ..Default::default() };
         acks.push(publisher.send_acked(&record).unwrap());
     }
     for (i, ack) in acks.into_iter().enumerate() {
@@ -148,8 +147,12 @@ fn what_is_published_is_read_with_its_position() {
         assert_eq!(record.headers, [("source".to_string(), b"a".to_vec())]);
         assert!(record.time.0 > 0 && record.append_time.0 > 0);
     }
-    let stats = client.stats(None).unwrap();
-    assert!(stats.connections >= 1);
+    // Cores report their counters from time to time.
+    let until = Instant::now() + Duration::from_secs(10);
+    while !client.stats(None).unwrap().streams.iter().any(|it| it.name == stream && it.records_in == 100) {
+        assert!(Instant::now() < until, "{:?}", client.stats(None));
+        std::thread::sleep(Duration::from_millis(20));
+    }
     client.close();
 }
 
@@ -183,8 +186,7 @@ fn many_shards_keys_filters_and_compression() {
         for i in 0..1_000u32 {
             let key = format!("k.{}.x", i % 10);
             let value = format!("value {i} {}", "repeat ".repeat(20));
-            let record =
-                RecordToPublish { key: Some(key.as_bytes()), value: value.as_bytes(), ..Default::default() };
+            let record = RecordToPublish { key: Some(key.as_bytes()), value: value.as_bytes(), ..Default::default() };
             publisher.send(&record).unwrap();
         }
         let report = publisher.flush().unwrap();
@@ -224,35 +226,29 @@ fn a_slow_reader_gets_everything_by_credit() {
 }
 
 #[test]
-fn a_restart_is_survived() {
+fn a_client_survives_a_restart_of_the_broker() {
     let Some(mut broker) = Broker::start(1) else { return };
     let client = broker.connect();
     let stream = create(&client, "acme/md/restart", 1);
-    let mut subscriber = client.subscribe(&stream, SubscribeOptions::default()).unwrap();
     let publisher = client.publisher(&stream, PublisherOptions::default()).unwrap();
     publisher.send(&RecordToPublish { value: b"before", ..Default::default() }).unwrap();
     assert_eq!(publisher.flush().unwrap().acked, 1);
     broker.kill();
-    publisher.send(&RecordToPublish { value: b"while down", ..Default::default() }).unwrap();
     broker.run();
-    publisher.send(&RecordToPublish { value: b"after", ..Default::default() }).unwrap();
-    let report = publisher.flush().unwrap();
-    assert_eq!((report.acked, report.is_clean()), (2, true), "{report:?}");
-    // An ephemeral stream begins a new incarnation, and the subscriber is told.
-    let mut values = Vec::new();
-    let mut resets = 0;
-    while values.len() < 3 {
-        match subscriber.next_item(WAIT).unwrap().expect("an item") {
-            Item::Records(batch) => values.extend(batch.records().map(|it| it.value.to_vec())),
-            Item::Reset { old, new, .. } => {
-                assert!(new.lineage > old.lineage);
-                resets += 1;
-            }
-            _ => {}
+    // The same client finds the new process by itself, within its request timeout. A broker without durable metadata
+    // has lost the stream, and then a publisher must say so and work again once the stream is there.
+    let until = Instant::now() + Duration::from_secs(20);
+    while let Err(error) = client.route(&stream) {
+        assert!(Instant::now() < until, "{error}");
+        if error.code() == Some(ErrorCode::NotFound) {
+            create(&client, "acme/md/restart", 1);
         }
     }
-    assert_eq!(values, [&b"before"[..], b"while down", b"after"]);
-    assert_eq!(resets, 1);
+    let mut iter = client.subscribe(&stream, SubscribeOptions::default()).unwrap().records();
+    publisher.send(&RecordToPublish { value: b"after", ..Default::default() }).unwrap();
+    let report = publisher.flush().unwrap();
+    assert_eq!((report.acked, report.is_clean()), (1, true), "{report:?}");
+    assert_eq!(iter.next_record(WAIT).unwrap().unwrap().value, b"after");
 }
 
 #[test]
@@ -267,7 +263,8 @@ fn starts_modes_and_policies() {
         publisher.flush().unwrap();
     }
     let lineage = client.route(&stream).unwrap().shards[1].lineage;
-    let position = felix_client::protocol::position::Position { lineage, offset: felix_client::protocol::position::Offset(6) };
+    let position =
+        felix_client::protocol::position::Position { lineage, offset: felix_client::protocol::position::Offset(6) };
     for (start, first) in [(Start::Earliest, 0), (Start::Position(position), 6)] {
         for mode in
             [DeliveryMode::Shared, DeliveryMode::Own, DeliveryMode::DatagramOrStream, DeliveryMode::DatagramOrGap]
@@ -311,8 +308,7 @@ fn one_thread_drives_publisher_and_subscriber() {
     drop(broker.connect());
     let mut driver = PollClient::connect(broker.config()).unwrap();
     let stream = StreamName::parse("acme/md/poll").unwrap();
-    let create =
-        Command::CreateStream { name: stream.clone(), spec: StreamSpec::default(), create_parents: true };
+    let create = Command::CreateStream { name: stream.clone(), spec: StreamSpec::default(), create_parents: true };
     driver.admin(create).unwrap();
     let mut subscriber = driver.subscribe(&stream, SubscribeOptions::default()).unwrap();
     let publisher = driver.publisher(&stream, PublisherOptions::default()).unwrap();

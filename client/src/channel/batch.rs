@@ -168,7 +168,10 @@ mod tests {
         batch.stamp(Some((ProducerId(4), ProducerEpoch(2))), 77);
         let body = BodyView::parse(&batch.frame[ENVELOPE_BYTES..]).unwrap();
         body.check_publish().unwrap();
-        assert_eq!((body.producer, body.producer_epoch, body.base_sequence), (ProducerId(4), ProducerEpoch(2), Sequence(77)));
+        assert_eq!(
+            (body.producer, body.producer_epoch, body.base_sequence),
+            (ProducerId(4), ProducerEpoch(2), Sequence(77))
+        );
         let old = BodyView::parse(&frame[ENVELOPE_BYTES..]).unwrap();
         assert_eq!((old.base_sequence, old.index), (Sequence(10), body.index), "the bytes sent before did not change");
     }

@@ -342,7 +342,10 @@ impl Engine {
         let mut next = Time(u64::MAX);
         for conn in self.conns.values_mut() {
             let Some(until) = conn.draining else { continue };
-            let idle = conn.requests.is_empty() && conn.channels.is_empty() && conn.subscriptions.is_empty();
+            let idle = conn.requests.is_empty()
+                && conn.channels.is_empty()
+                && conn.subscriptions.is_empty()
+                && conn.session.is_quiet();
             if idle || until <= now {
                 conn.session.shut(ErrorCode::NoError);
             } else {

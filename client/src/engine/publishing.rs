@@ -67,6 +67,15 @@ impl PublisherState {
     pub(super) fn stream_name(&self) -> &StreamName {
         &self.name
     }
+
+    pub(super) fn wants_acks(&self) -> bool {
+        self.options.acks
+    }
+
+    /// Ends after what waits is sent, if nobody waits for answers.
+    pub(super) fn finish(&mut self) {
+        self.closing |= !self.options.acks;
+    }
 }
 
 impl Engine {
@@ -79,10 +88,8 @@ impl Engine {
             ShardTarget::ByKey => route.shards.len(),
             ShardTarget::Shard(index) => route.shards.len().max(index as usize + 1),
         };
-        let lane = |index| Lane {
-            channel: Channel::new(ShardIndex(index as u32), &options),
-            backoff: Backoff::default(),
-        };
+        let lane =
+            |index| Lane { channel: Channel::new(ShardIndex(index as u32), &options), backoff: Backoff::default() };
         self.publishers.insert(
             id,
             PublisherState {
@@ -134,9 +141,8 @@ impl Engine {
         }
         self.expire_waiting(&mut publisher, intake);
         intake.settle(&mut publisher.tally);
-        let done = publisher.closing
-            && !intake.has_waiting()
-            && publisher.lanes.iter().all(|lane| lane.channel.is_idle());
+        let done =
+            publisher.closing && !intake.has_waiting() && publisher.lanes.iter().all(|lane| lane.channel.is_idle());
         if done {
             for lane in &publisher.lanes {
                 self.leave(&lane.channel);
@@ -198,7 +204,13 @@ impl Engine {
         }
     }
 
-    fn pump_lane(&mut self, id: PublisherId, publisher: &mut PublisherState, index: usize, mut intake: Option<&mut Intake>) {
+    fn pump_lane(
+        &mut self,
+        id: PublisherId,
+        publisher: &mut PublisherState,
+        index: usize,
+        mut intake: Option<&mut Intake>,
+    ) {
         let now = self.now.time;
         while publisher.lanes.len() <= index {
             let channel = Channel::new(ShardIndex(publisher.lanes.len() as u32), &publisher.options);
@@ -274,10 +286,8 @@ impl Engine {
                 }
             }
         }
-        let core = self
-            .route(&publisher.name)
-            .and_then(|route| route.shards.get(index).map(|it| it.core))
-            .unwrap_or_default();
+        let core =
+            self.route(&publisher.name).and_then(|route| route.shards.get(index).map(|it| it.core)).unwrap_or_default();
         let Some(key) = self.for_core(core) else { return false };
         let Some(conn) = self.conns.get_mut(&key) else { return false };
         let limit = conn.welcome.as_ref().map_or(1, |it| it.channels_max as usize);

@@ -104,7 +104,7 @@ impl Engine {
             if let Some(request) = self.requests.remove(&id) {
                 let after = Duration::from_nanos(now.since(request.started));
                 let outcome_unknown = request.outcome_unknown();
-                self.finish(request, Err(RequestError::TimedOut { outcome_unknown, after }));
+                self.conclude(request, Err(RequestError::TimedOut { outcome_unknown, after }));
             }
         }
         if let Some(next) = self.requests.values().map(|it| it.deadline).min() {
@@ -152,10 +152,10 @@ impl Engine {
             detail: error.detail,
             retry_after_ms: error.retry_after_ms,
         });
-        self.finish(request, result);
+        self.conclude(request, result);
     }
 
-    fn finish(&mut self, request: Request, result: Result<Answer, RequestError>) {
+    fn conclude(&mut self, request: Request, result: Result<Answer, RequestError>) {
         match request.asker {
             Asker::Application(token) => {
                 if let Ok(Answer::Route(route)) = &result

@@ -43,7 +43,12 @@ impl SubscriberState {
 
 impl Engine {
     /// A subscriber of a stream whose route is known. Its lanes are the shards in order.
-    pub fn add_subscriber(&mut self, name: &StreamName, route: &Arc<Route>, options: &SubscribeOptions) -> SubscriberId {
+    pub fn add_subscriber(
+        &mut self,
+        name: &StreamName,
+        route: &Arc<Route>,
+        options: &SubscribeOptions,
+    ) -> SubscriberId {
         let id = SubscriberId(self.next_subscriber);
         self.next_subscriber += 1;
         self.keep_route(name, route);

@@ -9,7 +9,8 @@
 use crate::violation::Violation;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{
-    ChannelOpened, ErrorFrame, Goaway, PublishAck, PublishRefused, Route, Stats, Subscribed, SubscriptionClosed, Welcome,
+    ChannelOpened, ErrorFrame, Goaway, PublishAck, PublishRefused, Route, Stats, Subscribed, SubscriptionClosed,
+    Welcome,
 };
 use felix_protocol::ids::{ProducerEpoch, ProducerId};
 use felix_protocol::metadata::Reply;
