@@ -1,0 +1,70 @@
+//! **What**: what the operating system says of a process: CPU time, memory; and pinning.
+//!
+//! **Invariants**: CPU time is the scheduler's, in nanoseconds, summed over threads; steal is reported beside.
+//!
+//! **Never**: wall time taken for CPU time.
+//!
+//! **See**: `fanout.rs`.
+
+use crate::servers::Server;
+use crate::{Common, Error};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// CPU time of a process, ns, summed over its threads (first number of schedstat).
+pub fn cpu_ns(pid: u32) -> Result<u64, Error> {
+    let mut sum = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(entry?.path().join("schedstat"))?;
+        sum += text.split_whitespace().next().unwrap_or("0").parse::<u64>()?;
+    }
+    Ok(sum)
+}
+
+/// Resident memory of a process, bytes.
+pub fn rss_bytes(pid: u32) -> Result<u64, Error> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = text.split_whitespace().nth(1).unwrap_or("0").parse()?;
+    Ok(pages * 4_096)
+}
+
+/// Share of CPU time that the hypervisor took since boot, as (steal, total) ticks.
+pub fn steal() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<u64> =
+        text.lines().next().unwrap_or("").split_whitespace().skip(1).filter_map(|it| it.parse().ok()).collect();
+    (ticks.get(7).copied().unwrap_or(0), ticks.iter().sum())
+}
+
+/// Pins this thread.
+pub fn pin(cpu: usize) -> Result<(), Error> {
+    // SAFETY: a cpu_set_t is a bit array, for which all zeros is a value; CPU_SET writes within it.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error().into()) }
+}
+
+/// Median of a list; NaN if it is empty.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        count => (sorted[(count - 1) / 2] + sorted[count / 2]) / 2.0,
+    }
+}
+
+/// Measures the CPU of an idle broker.
+pub fn idle(common: &Common, seconds: u64) -> Result<(), Error> {
+    let server = Server::broker(common)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let (before, started) = (cpu_ns(server.pid())?, Instant::now());
+    std::thread::sleep(Duration::from_secs(seconds));
+    let share = (cpu_ns(server.pid())? - before) as f64 / started.elapsed().as_nanos() as f64;
+    println!("idle broker, {}: {:.3} % of a CPU", common.wait.name(), share * 100.0);
+    println!("{}", serde_json::json!({"bench": "idle", "wait": common.wait.name(), "cpu_percent": share * 100.0}));
+    Ok(())
+}

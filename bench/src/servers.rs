@@ -1,0 +1,116 @@
+//! **What**: starts who is measured: the broker or the bare relay, as a process of its own on CPU 0.
+//!
+//! **Invariants**: a server is killed when its handle is dropped; its folder is temporary.
+//!
+//! **Never**: a server that this run did not start.
+//!
+//! **See**: `floors/relay.rs`.
+
+use crate::{Common, Error, Wait};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// CPU of the serving process; clients run on the other one.
+pub const SERVER_CPU: usize = 0;
+/// CPU of the clients.
+pub const CLIENT_CPU: usize = 1;
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    /// Its UDP address.
+    pub addr: SocketAddr,
+    /// Folder with its certificates.
+    pub pki: PathBuf,
+    /// It is the broker, not the floor.
+    pub is_broker: bool,
+    folder: PathBuf,
+}
+
+impl Server {
+    /// Starts a broker with one core.
+    pub fn broker(common: &Common) -> Result<Server, Error> {
+        Server::broker_with(common, &[])
+    }
+
+    /// Starts a broker with one core and further options.
+    pub fn broker_with(common: &Common, more: &[&str]) -> Result<Server, Error> {
+        let folder = fresh_folder()?;
+        let (addr, http) = (free_port()?, free_port()?);
+        let child = Command::new(&common.broker)
+            .args(["dev", "--cores", "1", "--cpus", "0", "--wait", common.wait.name()])
+            .args(["--listen", &addr.to_string(), "--http", &http.to_string()])
+            .args(["--udp-payload-max", &common.udp_payload.to_string()])
+            .args(more)
+            .arg("--data")
+            .arg(&folder)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.join("log"))?)
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", common.broker.display()))?;
+        let server = Server { child, addr, pki: folder.join("dev-pki"), is_broker: true, folder };
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while !is_ready(http) {
+            if Instant::now() > give_up {
+                return Err(format!("the broker did not start; see {}", server.folder.join("log").display()).into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    /// Starts the bare relay with certificates of a broker.
+    pub fn floor(common: &Common, pki: &Path) -> Result<Server, Error> {
+        let folder = fresh_folder()?;
+        let addr = free_port()?;
+        let wait = if common.wait == Wait::Busy { "busy" } else { "park" };
+        let child = Command::new(std::env::current_exe()?)
+            .args(["floor", "--listen", &addr.to_string(), "--wait", wait, "--cpu", "0"])
+            .args(["--udp-payload", &common.udp_payload.to_string()])
+            .arg("--pki")
+            .arg(pki)
+            .spawn()?;
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(Server { child, addr, pki: pki.to_path_buf(), is_broker: false, folder })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// For tables.
+    pub fn name(&self) -> &'static str {
+        if self.is_broker { "felix" } else { "bare quiche" }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn fresh_folder() -> Result<PathBuf, Error> {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    let folder = std::env::temp_dir().join(format!("felix-bench-{}-{nanos}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn free_port() -> Result<SocketAddr, Error> {
+    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+fn is_ready(http: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(http) else { return false };
+    let mut answer = String::new();
+    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").is_ok()
+        && stream.read_to_string(&mut answer).is_ok()
+        && answer.contains(" 200 ")
+}
