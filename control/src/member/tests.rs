@@ -90,6 +90,7 @@ fn follow(seen: &mut (u64, Snapshot), watch: Watch) {
 fn a_watcher_at_any_version_arrives_at_the_present() {
     let mut member = Member::new(SMALL);
     let mut watchers = vec![(0, member.state().watch_snapshot())];
+    let (mut merged, mut snapshots) = (0, 0);
     for step in 0..20u64 {
         match step % 5 {
             0 | 1 | 3 => member.run(create(&format!("t/n/s{step}"))),
@@ -99,22 +100,32 @@ fn a_watcher_at_any_version_arrives_at_the_present() {
                 member.propose_internal(Timestamp(3), Internal::StartNode { node, session })
             }
         };
-        // Each step leaves a watcher behind; one of them keeps up.
-        let watch = member.changes_since(watchers[0].0);
-        follow(&mut watchers[0], watch);
-        watchers.push((member.state().version(), member.state().watch_snapshot()));
-    }
-    let (mut deltas, mut snapshots) = (0, 0);
-    for mut watcher in watchers {
-        let watch = member.changes_since(watcher.0);
-        match watch {
-            Watch::Deltas(_) => deltas += 1,
-            Watch::Snapshot(_) => snapshots += 1,
+        let present = (step + 1, member.state().watch_snapshot());
+        watchers.push(present.clone());
+        for mut watcher in watchers.iter().cloned() {
+            let watch = member.changes_since(watcher.0);
+            match &watch {
+                Watch::Deltas(deltas) => {
+                    merged += deltas.iter().filter(|it| it.to_version > it.from_version + 1).count();
+                }
+                Watch::Snapshot(_) => snapshots += 1,
+            }
+            follow(&mut watcher, watch);
+            assert_eq!(watcher, present);
         }
-        follow(&mut watcher, watch);
-        assert_eq!(watcher, (20, member.state().watch_snapshot()));
     }
-    assert!(deltas > 1 && snapshots > 1, "{deltas} {snapshots}");
+    assert!(merged > 10 && snapshots > 10, "{merged} {snapshots}");
+}
+
+#[test]
+fn entries_without_changes_are_not_kept_for_ever() {
+    let mut member = Member::new(SMALL);
+    for _ in 0..50 {
+        member.run(delete("t/n/none")).outcome.unwrap_err();
+        assert!(member.kept.len() <= SMALL.watch_changes_max);
+    }
+    assert!(matches!(member.changes_since(43), Watch::Snapshot(_)));
+    assert!(matches!(member.changes_since(44), Watch::Deltas(_)));
 }
 
 #[test]
