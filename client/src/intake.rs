@@ -128,6 +128,8 @@ pub struct Intake {
     report: FlushReport,
     spare: Vec<BatchBuilder>,
     closed: bool,
+    /// The last record found no room, and none was made since.
+    starved: bool,
 }
 
 impl Intake {
@@ -150,6 +152,7 @@ impl Intake {
             report: FlushReport::default(),
             spare: Vec::new(),
             closed: false,
+            starved: false,
         }
     }
 
@@ -174,6 +177,7 @@ impl Intake {
             return Err(SendError::TooLarge { bytes: BODY_HEADER_BYTES + needed, max: self.batch_bytes_max });
         }
         if self.bytes > 0 && self.bytes + needed > self.bytes_max {
+            self.starved = true;
             return Err(SendError::WouldBlock);
         }
         let shard = self.shard_of(record.key);
@@ -279,6 +283,7 @@ impl Intake {
     /// Books outcomes.
     pub(crate) fn settle(&mut self, tally: &mut Tally) {
         self.bytes = self.bytes.saturating_sub(tally.charge);
+        self.starved &= tally.charge == 0;
         tally.charge = 0;
         for (generation, count) in tally.by_generation.drain(..) {
             if let Some(entry) = self.outstanding.iter_mut().find(|it| it.0 == generation) {
@@ -313,6 +318,11 @@ impl Intake {
     /// What became of the records since the last report.
     pub fn take_report(&mut self) -> FlushReport {
         std::mem::take(&mut self.report)
+    }
+
+    /// Whether a record was refused for lack of room and none was made since.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved && self.bytes > 0
     }
 
     /// Bytes charged for records without outcome.
@@ -359,15 +369,12 @@ mod tests {
         let mut intake = intake(4, 1 << 20);
         for key in [&b"a"[..], b"b", b"c", b"d", b"e"] {
             let hash = key_hash(key);
-            let shard = (u128::from(hash) * 4 >> 64) as usize;
+            let shard = ((u128::from(hash) * 4) >> 64) as usize;
             intake.push(Time(0), &RecordToPublish { key: Some(key), ..Default::default() }).unwrap();
             assert!(intake.waiting_lanes().any(|it| it == shard));
         }
-        while let Some(lane) = {
-            let lane = intake.waiting_lanes().next();
-            lane
-        } {
-            intake.take(lane).unwrap();
+        for lane in intake.waiting_lanes().collect::<Vec<_>>() {
+            while intake.take(lane).is_some() {}
         }
         let mut lanes = Vec::new();
         for _ in 0..8 {
@@ -431,7 +438,7 @@ mod tests {
         for _ in 0..20_000 {
             intake.push(Time(0), &RecordToPublish::default()).unwrap();
         }
-        assert!(intake.take(0).unwrap().builder.record_count() > 1_0);
+        assert!(intake.take(0).unwrap().builder.record_count() > 10);
         intake.close();
         assert_eq!(intake.push(Time(0), &record(None)), Err(SendError::Closed));
     }

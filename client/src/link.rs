@@ -278,11 +278,11 @@ impl Link {
     }
 
     fn transmit(&mut self, at: Instant, scratch: &mut Scratch, turn: &mut Turn) {
-        if let Some((bytes, transmit)) = self.unsent.take() {
-            if self.send_train(&bytes[..transmit.bytes], &transmit).is_err() {
-                self.unsent = Some((bytes, transmit));
-                return;
-            }
+        if let Some((bytes, transmit)) = self.unsent.take()
+            && self.send_train(&bytes[..transmit.bytes], &transmit).is_err()
+        {
+            self.unsent = Some((bytes, transmit));
+            return;
         }
         for _ in 0..SEND_CALLS_MAX {
             let Some(transmit) = self.quic.poll_transmit(at, &mut scratch.send) else { return };

@@ -12,27 +12,26 @@
 //!
 //! **See**: `engine.rs` for every decision, `link.rs` for sockets.
 
+mod setup;
+
 use crate::calls::{self, Caller};
 use crate::config::{ClientConfig, PublisherOptions, SubscribeOptions};
-use crate::context::ContextError;
-use crate::engine::{ConnKey, Effect, Engine, EngineConfig, Event, Lost, PublisherId, SteerTo, SubscriberId};
+use crate::engine::{ConnKey, Effect, Engine, Event, Lost, PublisherId, SteerTo, SubscriberId};
 use crate::error::{ConnectError, FlushError, RequestError, SubscribeError};
 use crate::inbox::Inbox;
 use crate::intake::FlushReport;
 use crate::link::{Link, Scratch};
 use crate::publisher::{Outbox, Publisher};
-use crate::random::fresh_u64;
-use crate::session::{Answer, Identity};
+use crate::session::Answer;
 use crate::shared::{Command, Live, OneShot, Shared};
 use crate::subscriber::Subscriber;
-use felix_protocol::error_code::Class;
 use felix_protocol::frame::{Route, Stats, Welcome};
 use felix_protocol::metadata::{Command as AdminCommand, Reply};
 use felix_protocol::names::StreamName;
-use felix_quic::{ClientTls, ConfigError, Connector, CoreSlot};
-use mio::{Events, Interest, Poll, Token, Waker};
+use felix_quic::{Connector, CoreSlot};
+use mio::{Events, Interest, Poll, Token};
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,9 +42,6 @@ const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// Time a close waits for a broker to take what was published without acknowledgements.
 const LINGER_MAX: Duration = Duration::from_secs(1);
-/// Largest UDP payload: what quiche can describe. Path MTU discovery finds what the path carries up to this.
-const UDP_PAYLOAD_BYTES_MAX: usize = 16_383;
-
 /// What a `poll` did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PollResult {
@@ -89,34 +85,6 @@ pub struct PollClient {
     more: bool,
 }
 
-fn system(call: &'static str) -> impl FnOnce(std::io::Error) -> ConnectError {
-    move |error| ConnectError::System { call, kind: error.kind() }
-}
-
-/// A client has few connections and much to read on each: larger windows than a broker gives, and packets as large as
-/// the path takes.
-fn transport() -> felix_quic::ClientConfig {
-    let mut config = felix_quic::ClientConfig::default();
-    config.transport.max_udp_payload_bytes = UDP_PAYLOAD_BYTES_MAX;
-    config.transport.connection_window_initial_bytes = 4 << 20;
-    config.transport.stream_window_initial_bytes = 1 << 20;
-    config.transport.streams_uni_max = 1_024;
-    config.transport.datagrams_received_max = 4_096;
-    config
-}
-
-fn tls_error(error: ConfigError) -> ConnectError {
-    let detail = match error {
-        ConfigError::CertificateChain => "cert is not a PEM certificate chain",
-        ConfigError::PrivateKey => "key is not a PEM private key",
-        ConfigError::KeyMismatch => "key does not belong to cert",
-        ConfigError::CaBundle => "ca is not a PEM certificate",
-        ConfigError::HalfIdentity => return ConnectError::Config(ContextError::HalfIdentity),
-        _ => "the TLS library refused the credentials",
-    };
-    ConnectError::Config(ContextError::Credentials { detail })
-}
-
 impl PollClient {
     /// Connects; waits for the broker's Welcome, at most the request timeout.
     pub fn connect(config: ClientConfig) -> Result<PollClient, ConnectError> {
@@ -141,65 +109,6 @@ impl PollClient {
             if !result.progressed && !result.more {
                 client.sleep(left);
             }
-        }
-    }
-
-    fn new(config: &ClientConfig) -> Result<PollClient, ConnectError> {
-        let addresses: Vec<SocketAddr> = config
-            .server
-            .to_socket_addrs()
-            .map_err(|_| ConnectError::Address { server: config.server.clone() })?
-            .collect();
-        if addresses.is_empty() {
-            return Err(ConnectError::Address { server: config.server.clone() });
-        }
-        let tls = ClientTls {
-            ca_pem: config.ca_pem.clone(),
-            cert_chain_pem: config.cert_chain_pem.clone(),
-            key_pem: config.key_pem.clone(),
-        };
-        let connector = Connector::new(transport(), tls).map_err(tls_error)?;
-        let poll = Poll::new().map_err(system("epoll"))?;
-        let waker = Waker::new(poll.registry(), WAKER).map_err(system("eventfd"))?;
-        let engine = Engine::new(EngineConfig {
-            identity: Identity { client_name: config.client_name.clone(), token: config.token.clone(), cluster: None },
-            connections: config.connections,
-            receive_buffer_bytes: config.receive_buffer_bytes,
-            request_timeout_ns: config.request_timeout.as_nanos().min(u128::from(u64::MAX)) as u64,
-            seed: config.seed.unwrap_or_else(fresh_u64),
-        });
-        Ok(PollClient {
-            shared: Shared::new(waker, config.request_timeout),
-            engine,
-            connector,
-            server_name: config.server_name.clone(),
-            addresses,
-            links: BTreeMap::new(),
-            dying: Vec::new(),
-            poll,
-            events: Events::with_capacity(64),
-            scratch: Scratch::new(),
-            publishers: Vec::new(),
-            subscribers: BTreeMap::new(),
-            replies: BTreeMap::new(),
-            next_token: 1,
-            last_lost: None,
-            more: false,
-        })
-    }
-
-    /// Whether the first connection failed in a way that trying again does not mend.
-    fn final_error(&mut self, config: &ClientConfig) -> Option<ConnectError> {
-        match self.last_lost.as_ref()? {
-            Lost::Tls(alert) => Some(ConnectError::Tls { alert: *alert }),
-            Lost::Unreachable if self.addresses.len() == 1 => {
-                Some(ConnectError::Unreachable { server: config.server.clone() })
-            }
-            Lost::Violation(violation) => Some(ConnectError::Protocol(*violation)),
-            Lost::Refused(code, detail) if code.class() != Class::Retry => {
-                Some(ConnectError::Refused { code: *code, detail: detail.clone() })
-            }
-            _ => None,
         }
     }
 

@@ -182,7 +182,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// A future that is ready when there is room again, for runtimes: `publisher.room().await; publisher.try_send(..)`.
+    /// A future that is ready when room was made since `try_send` said `WouldBlock`, for runtimes: `publisher.room().await; publisher.try_send(..)`.
     pub fn room(&self) -> Room<'_> {
         Room { publisher: self }
     }
@@ -235,8 +235,7 @@ impl Future for Room<'_> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let mut guarded = lock(&self.publisher.outbox.guarded);
-        let full = guarded.intake.bytes_in_flight() >= self.publisher.options.in_flight_bytes_max;
-        if !full || guarded.intake.is_closed() {
+        if !guarded.intake.is_starved() || guarded.intake.is_closed() {
             return Poll::Ready(());
         }
         if !guarded.wakers.iter().any(|it| it.will_wake(context.waker())) {

@@ -186,6 +186,6 @@ mod tests {
         queues.finish(8);
         assert_eq!(queues.offer(), Some(Offer { stream: 8, bytes: b"", fin: true }));
         queues.taken(8, 0);
-        assert!(queues.queues.get(&8).is_none() && queues.offer().is_none());
+        assert!(!queues.queues.contains_key(&8) && queues.offer().is_none());
     }
 }

@@ -303,6 +303,99 @@ fn fire_and_forget_arrives() {
 }
 
 #[test]
+fn a_close_waits_for_what_nobody_acknowledges() {
+    let Some(broker) = Broker::start(1) else { return };
+    let reader = broker.connect();
+    let stream = create(&reader, "acme/md/close", 1);
+    let mut iter = reader.subscribe(&stream, SubscribeOptions::default()).unwrap().records();
+    let writer = broker.connect();
+    let publisher = writer.publisher(&stream, PublisherOptions { acks: false, ..Default::default() }).unwrap();
+    let value = vec![1u8; 10_000];
+    for _ in 0..500 {
+        publisher.send(&RecordToPublish { value: &value, ..Default::default() }).unwrap();
+    }
+    drop(publisher);
+    writer.close();
+    assert_eq!(read(&mut || iter.next_record(WAIT).unwrap(), 500).len(), 500);
+}
+
+/// The smallest runtime: a waker that unparks.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = std::sync::Arc::new(Unpark(std::thread::current())).into();
+    let mut context = std::task::Context::from_waker(&waker);
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(value) => return value,
+            std::task::Poll::Pending => std::thread::park_timeout(Duration::from_secs(10)),
+        }
+    }
+}
+
+#[test]
+fn futures_work_on_any_runtime() {
+    use futures_core::Stream;
+    let Some(broker) = Broker::start(1) else { return };
+    let client = broker.connect();
+    let stream = create(&client, "acme/md/futures", 1);
+    let mut subscriber = client.subscribe(&stream, SubscribeOptions::default()).unwrap();
+    let options = PublisherOptions { in_flight_bytes_max: 300, ..Default::default() };
+    let publisher = client.publisher(&stream, options).unwrap();
+    block_on(async {
+        for i in 0..100u32 {
+            let value = i.to_le_bytes();
+            let ack = loop {
+                match publisher.try_send_acked(&RecordToPublish { value: &value, ..Default::default() }) {
+                    Ok(ack) => break ack,
+                    Err(felix_client::SendError::WouldBlock) => publisher.room().await,
+                    Err(error) => panic!("{error}"),
+                }
+            };
+            assert_eq!(ack.await.unwrap().position.offset.0, u64::from(i));
+            let item = std::future::poll_fn(|context| std::pin::Pin::new(&mut subscriber).poll_next(context)).await;
+            let Some(Ok(Item::Records(batch))) = item else { panic!("{item:?}") };
+            assert_eq!(batch.records().next().unwrap().value, value);
+        }
+    });
+}
+
+#[test]
+fn threads_share_a_publisher_and_keep_their_order() {
+    let Some(broker) = Broker::start(2) else { return };
+    let client = broker.connect();
+    let stream = create(&client, "acme/md/threads", 4);
+    let mut iter = client.subscribe(&stream, SubscribeOptions::default()).unwrap().records();
+    let publisher = client.publisher(&stream, PublisherOptions::default()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let publisher = &publisher;
+            scope.spawn(move || {
+                for i in 0..2_000u32 {
+                    let mut value = i.to_le_bytes().to_vec();
+                    value.push(thread);
+                    publisher
+                        .send(&RecordToPublish { key: Some(&[thread]), value: &value, ..Default::default() })
+                        .unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(publisher.flush().unwrap().acked, 8_000);
+    let mut next = [0u32; 4];
+    for record in read(&mut || iter.next_record(WAIT).unwrap(), 8_000) {
+        let thread = usize::from(record.value[4]);
+        assert_eq!(record.value[..4], next[thread].to_le_bytes());
+        next[thread] += 1;
+    }
+}
+
+#[test]
 fn one_thread_drives_publisher_and_subscriber() {
     let Some(broker) = Broker::start(1) else { return };
     drop(broker.connect());

@@ -383,7 +383,7 @@ fn fire_and_forget_is_sent_once() {
     publisher.pump(&mut world);
     assert_eq!((publisher.intake.take_report().sent, publisher.intake.bytes_in_flight()), (1, 0));
     world.lose(conn, Lost::Reset);
-    let _ = publisher.send(&mut world, "b");
+    drop(publisher.send(&mut world, "b"));
     world.accept(0);
     publisher.open(&mut world, 0, 1);
     assert_eq!(world.take().values(), ["b"]);
