@@ -99,9 +99,9 @@ impl Lines {
         self.number
     }
 
-    /// Bytes taken from the input so far.
-    pub fn bytes_read(&self) -> u64 {
-        self.bytes_read
+    /// Bytes of the input that lines were made of so far; what is read ahead does not count.
+    pub fn bytes_taken(&self) -> u64 {
+        self.bytes_read - (self.chunk.len() - self.at) as u64
     }
 
     /// The next line, or what there is instead after `wait`.
@@ -242,10 +242,11 @@ mod tests {
         assert_eq!(input.next(Duration::from_millis(1)).unwrap(), Next::Idle);
         io::Write::write_all(&mut writer, b"x\ny").unwrap();
         assert_eq!(input.next(Duration::from_secs(10)).unwrap(), Next::Line(b"x"));
+        assert_eq!(input.bytes_taken(), 2);
         assert_eq!(input.next(Duration::from_millis(1)).unwrap(), Next::Idle);
         drop(writer);
         assert_eq!(input.next(Duration::from_secs(10)).unwrap(), Next::Line(b"y"));
         assert_eq!(input.next(Duration::from_secs(10)).unwrap(), Next::End);
-        assert_eq!(input.bytes_read(), 3);
+        assert_eq!(input.bytes_taken(), 3);
     }
 }

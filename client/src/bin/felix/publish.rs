@@ -294,7 +294,9 @@ impl Run<'_> {
                 if self.probe_failed() {
                     return Ending::Refused;
                 }
-                progress.tell(lines.bytes_read(), self.summary.taken);
+                progress.tell(lines.bytes_taken(), self.summary.taken);
+            } else if pace.is_some() {
+                progress.tell(lines.bytes_taken(), self.summary.taken);
             }
         }
     }
