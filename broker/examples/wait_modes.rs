@@ -79,7 +79,7 @@ fn measure(mode: WaitMode, spin_us: u64, rounds: usize) {
     std::thread::sleep(Duration::from_millis(300));
     let (cpu, wall) = (core_cpu(), Instant::now());
     std::thread::sleep(Duration::from_secs(2));
-    let idle = (core_cpu() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64() * 100.0;
+    let idle = core_cpu().saturating_sub(cpu).as_secs_f64() / wall.elapsed().as_secs_f64() * 100.0;
     let back_to_back = ping(addr, rounds, 0);
     let spaced = ping(addr, rounds / 10, 500);
     for _ in 0..500 {
@@ -169,15 +169,16 @@ fn percentiles(mut times: Vec<Duration>) -> String {
     if times.is_empty() { "-".into() } else { format!("{:.1}/{:.1}", at(0.5), at(0.99)) }
 }
 
-/// CPU time of the thread of core 0.
+/// CPU time of the threads of core 0: the core's own, and glommio's helper that inherits its name.
 fn core_cpu() -> Duration {
+    let mut total = Duration::ZERO;
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
         let task = task.unwrap().path();
         let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
         if name.starts_with("core-0") {
-            let stat = std::fs::read_to_string(task.join("schedstat")).unwrap();
-            return Duration::from_nanos(stat.split_whitespace().next().unwrap().parse().unwrap());
+            let stat = std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+            total += Duration::from_nanos(stat.split_whitespace().next().map_or(0, |text| text.parse().unwrap()));
         }
     }
-    Duration::ZERO
+    total
 }

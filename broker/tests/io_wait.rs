@@ -10,6 +10,8 @@ use felix_broker::io::mesh::{Mesh, MeshLimits, MeshPort};
 use felix_broker::io::udp::UdpSocket;
 use felix_broker::io::wait::{Until, WaitMode};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -109,6 +111,8 @@ fn wakes_on_datagrams_mail_and_deadlines() {
         control.try_send(0, 0).unwrap();
         let parks = core.join().unwrap();
         assert_eq!(parks == 0, mode == WaitMode::Busy, "{mode:?} parked {parks} times");
+        // A wake-up that is not taken back would let the core park and wake for ever.
+        assert!(parks < 5_000, "{mode:?} parked {parks} times for 60 events");
     }
 }
 
@@ -232,6 +236,76 @@ fn an_empty_datagram_does_not_keep_the_core_awake() {
     .unwrap();
     let parks = core.join().unwrap();
     assert!(parks < 20, "nothing came, and the core woke {parks} times");
+}
+
+/// A core whose CPU is taken away in between goes on. (An executor whose preempt timer fires before it has polled any
+/// task takes itself for idle and sleeps with runnable tasks: glommio 0.9, `run_task_queues`.)
+#[test]
+fn a_core_on_a_crowded_cpu_never_stalls() {
+    const SECONDS: u64 = 4;
+    let over = Arc::new(AtomicBool::new(false));
+    let hogs: Vec<_> = (0..2 * std::thread::available_parallelism().unwrap().get())
+        .map(|_| {
+            let over = over.clone();
+            std::thread::spawn(move || while !over.load(SeqCst) {})
+        })
+        .collect();
+    let cores: Vec<_> = MODES
+        .into_iter()
+        .enumerate()
+        .map(|(index, mode)| {
+            let (group, mut socket, addr) = socket(&format!("crowded-{mode:?}"));
+            let mut ports = Mesh::<u32>::ports(2, LIMITS);
+            let control = ports.pop().unwrap();
+            let mut port = ports.pop().unwrap();
+            let (turns, counted) = (Arc::new(AtomicU64::new(0)), over.clone());
+            let count = turns.clone();
+            let core = spawn_core(spec(index, mode), move |core| async move {
+                let _group = group;
+                let mut waiter = core.waiter(&socket).unwrap();
+                while !counted.load(SeqCst) {
+                    count.fetch_add(1, SeqCst);
+                    if socket.recv(|_, _, _| {}).unwrap() + port.drain(8, |_, _| {}) > 0 {
+                        waiter.worked().await;
+                    } else {
+                        waiter.wait(&mut port, Until::default()).await;
+                    }
+                }
+            })
+            .unwrap();
+            (mode, core, addr, control, turns)
+        })
+        .collect();
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut cores = cores;
+    let start = Instant::now();
+    for round in 0u32.. {
+        let last = start.elapsed() > Duration::from_secs(SECONDS);
+        if last {
+            over.store(true, SeqCst);
+        }
+        for (mode, _, addr, control, turns) in &mut cores {
+            let before = turns.load(SeqCst);
+            match round % 2 {
+                0 => drop(client.send_to(b"@x", *addr).unwrap()),
+                _ => control.try_send(0, round).unwrap(),
+            }
+            let sent = Instant::now();
+            while turns.load(SeqCst) == before && !last {
+                assert!(sent.elapsed() < PATIENCE, "{mode:?} stalled after {:?}", start.elapsed());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        if last {
+            break;
+        }
+    }
+    for (_, core, ..) in cores {
+        core.join().unwrap();
+    }
+    for hog in hogs {
+        hog.join().unwrap();
+    }
 }
 
 #[test]

@@ -17,9 +17,10 @@ use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// How long a core that always has work runs before completions are looked for. The loop itself polls socket and mesh,
-/// so only disk completions depend on it (glommio's default of 100 ms would be their latency).
-const PREEMPT: Duration = Duration::from_millis(1);
+/// The preempt timer: never. If it fires before the executor has run the first task of a round, the executor takes itself
+/// for idle and sleeps with runnable tasks (see `wait.rs`). On a crowded CPU a busy core stalled for good within a second
+/// with 50 us, within seconds with 1 ms (`a_core_on_a_crowded_cpu_never_stalls`). The loop yields by itself.
+const PREEMPT: Duration = Duration::from_secs(365 * 86_400);
 
 /// Bytes of glommio's own I/O buffers per executor, pinned three times (once per ring): its minimum, since sockets do not
 /// use them.
@@ -66,10 +67,12 @@ impl std::fmt::Display for CoreError {
 
 impl std::error::Error for CoreError {}
 
+type Parkings = Vec<Rc<RefCell<Parking>>>;
+
 /// What a core's future gets: the way to make its waiter. Stays on the core's thread.
 pub struct CoreHandle {
     spec: CoreSpec,
-    parkings: Rc<RefCell<Vec<Rc<Parking>>>>,
+    parkings: Rc<RefCell<Parkings>>,
 }
 
 impl CoreHandle {
@@ -80,7 +83,7 @@ impl CoreHandle {
 
     /// Makes the waiter of this core for its socket. One per socket.
     pub fn waiter(&self, socket: &UdpSocket) -> io::Result<Waiter> {
-        let parking = Parking::start(socket)?;
+        let parking = Rc::new(RefCell::new(Parking::new(socket)?));
         self.parkings.borrow_mut().push(parking.clone());
         Ok(Waiter::new(parking, self.spec.wait, self.spec.spin))
     }
@@ -116,11 +119,11 @@ where
         .preempt_timer(PREEMPT)
         .spawn(move || async move {
             let _ = started.send(());
-            let parkings = Rc::new(RefCell::new(Vec::new()));
+            let parkings = Rc::new(RefCell::new(Parkings::new()));
             let result = start(CoreHandle { spec, parkings: parkings.clone() }).await;
             // A pending operation writes into executor memory: end it before the executor ends.
             for parking in parkings.take() {
-                parking.close().await;
+                Parking::close(parking).await;
             }
             result
         })

@@ -6,7 +6,8 @@
 //!   bind            one SO_REUSEPORT group per listen address, steering by connection id
 //!   udp, transmit   datagrams in (recvmmsg, GRO), datagrams out (sendmmsg, GSO)
 //!   doorbell, mesh  bounded rings between cores, and who must be woken
-//!   executor, wait  one pinned glommio executor per core, and how its loop waits
+//!   executor, wait,
+//!   peek            one pinned glommio executor per core, and how its loop waits
 //! ```
 //!
 //! **Invariants**: every bound is a constant or an option; nothing here allocates per datagram or per message.
@@ -21,6 +22,7 @@ pub mod doorbell;
 pub mod executor;
 mod fixed;
 pub mod mesh;
+mod peek;
 pub mod sys;
 pub mod transmit;
 pub mod udp;

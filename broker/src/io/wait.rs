@@ -4,36 +4,43 @@
 //! returns at once until `spin` has passed since the last work, then parks; park parks.
 //!
 //! ```text
-//!   parked loop <- peek task       IORING_OP_RECV + MSG_PEEK on the latency ring completed: a datagram is there
-//!               <- mesh sender     its waker, only if the doorbell says that this core sleeps
-//!               <- glommio timer   the deadline, or the next try of a blocked sender
+//!   parked loop <- peek of the UDP socket    IORING_OP_RECV + MSG_PEEK completed: a datagram is there
+//!               <- peek of the wake socket   a mesh sender saw this core asleep and wrote a byte to its pair
+//!               <- glommio timer             the deadline, or the next try of a blocked sender
 //! ```
 //!
 //! **Invariants**: no wake-up is missed:
 //! - datagram: the peek is armed after the loop found the socket empty, and a peek is level-triggered: it completes at
 //!   once for a datagram that came in between. A peek that is armed stays so until it completes, across any number of
-//!   waits; when it completes while the loop runs, the next park arms it anew, and it looks again;
-//! - mesh: the waker is registered before `prepare_sleep`, whose re-check sees any message rung before (doorbell.rs);
-//!   one rung later wakes this waker, from another thread through glommio's queue and eventfd, which it checks once more
-//!   between announcing its own sleep and sleeping;
-//! - deadline: the timer is registered with the executor before the future returns pending.
+//!   waits; one that completed while the loop ran is armed anew by the next park, and looks again;
+//! - mesh: peek and waker are in place before `prepare_sleep`, whose re-check sees any message rung before (doorbell.rs);
+//!   one rung later writes a byte, which completes the peek. Bytes are taken out after the wait, before mail is drained;
+//! - deadline: the timer is registered with the executor before the future returns pending;
+//! - the executor never sleeps while the loop is runnable. glommio 0.9 does just that if a completion that wakes nobody
+//!   appears on its latency ring after it polled for I/O and before it ran the first task (`run_task_queues` says that
+//!   nothing ran, `run` parks). Three things put such a completion there: the preempt timer (`executor.rs` sets it to
+//!   for ever), the executor's eventfd, written late by a foreign waker (hence the wake socket: no glommio waker leaves
+//!   its thread), and a cancelled operation (none). And the loop is the only task: one woken by it could be overlooked.
 //!
-//! **Never**: cancelling a peek (a lost completion, and a buffer the kernel still writes to); two pending peeks; polling the
-//! peek's future except when it completed (glommio 0.9 stores one more waker clone per poll, in a 16-bit count).
+//! **Never**: cancelling a peek (a lost completion, and a buffer the kernel still writes to); two pending peeks of one
+//! socket; polling a peek unless it completed (glommio stores one more waker per poll); `spawn_local`; a glommio waker
+//! given to another thread.
 //!
-//! **See**: `executor.rs`, which makes waiters and ends their peeks.
+//! **See**: `peek.rs`; `executor.rs`, which makes waiters and ends their peeks.
 
 use super::mesh::MeshPort;
+use super::peek::Peek;
 use super::udp::UdpSocket;
-use glommio::net::TcpStream;
 use glommio::timer::Timer;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::sync::Arc;
+use std::task::{Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 /// First and last pause before a blocked sender tries again. glommio offers no wait for writability of an unconnected
@@ -78,7 +85,7 @@ pub struct WaitCounters {
 /// }
 /// ```
 pub struct Waiter {
-    parking: Rc<Parking>,
+    parking: Rc<RefCell<Parking>>,
     mode: WaitMode,
     spin: Duration,
     idle_since: Option<Instant>,
@@ -87,7 +94,7 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    pub(super) fn new(parking: Rc<Parking>, mode: WaitMode, spin: Duration) -> Waiter {
+    pub(super) fn new(parking: Rc<RefCell<Parking>>, mode: WaitMode, spin: Duration) -> Waiter {
         Waiter { parking, mode, spin, idle_since: None, retry: RETRY_FIRST, counters: WaitCounters::default() }
     }
 
@@ -149,8 +156,11 @@ impl Waiter {
                 return Poll::Ready(());
             }
             parked = true;
-            self.parking.arm(cx.waker());
-            port.register(cx.waker());
+            let mut parking = self.parking.borrow_mut();
+            if parking.datagrams.arm(cx).is_ready() | parking.wakes.arm(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            port.register(&parking.mesh_waker);
             if !port.prepare_sleep() {
                 return Poll::Ready(());
             }
@@ -161,118 +171,57 @@ impl Waiter {
         })
         .await;
         port.awake();
-        self.parking.parked.set(false);
+        // After the wait and before the loop drains its mail: a byte that comes later completes the next peek.
+        self.parking.borrow().wakes.discard();
     }
 }
 
-/// Lets the executor reap completions and run the peek task, if it wants to.
+/// Lets the executor reap completions, if there are any on its latency ring.
 async fn yield_if_needed() {
     glommio::yield_if_needed().await;
 }
 
-/// The peek task of one socket and what it shares with the waiter.
+/// What a core parks on, besides its timer. Shared by the waiter and by the end of the core.
 pub(super) struct Parking {
-    fd: OwnedFd,
-    /// The peek is asked for or under way.
-    armed: Cell<bool>,
-    /// The loop is parked: a completed peek wakes it.
-    parked: Cell<bool>,
-    closing: Cell<bool>,
-    loop_waker: RefCell<Option<Waker>>,
-    task_waker: RefCell<Option<Waker>>,
-    done: Cell<bool>,
+    datagrams: Peek,
+    wakes: Peek,
+    mesh_waker: Waker,
 }
 
 impl Parking {
-    /// Starts the peek task. On the core's executor only.
-    pub fn start(socket: &UdpSocket) -> io::Result<Rc<Parking>> {
-        let parking = Rc::new(Parking {
-            fd: socket.as_fd().try_clone_to_owned()?,
-            armed: Cell::new(false),
-            parked: Cell::new(false),
-            closing: Cell::new(false),
-            loop_waker: RefCell::new(None),
-            task_waker: RefCell::new(None),
-            done: Cell::new(false),
-        });
-        let stream = parking.stream()?;
-        glommio::spawn_local(parking.clone().run(stream)).detach();
-        Ok(parking)
+    /// Makes the wake socket. On the core's executor only.
+    pub fn new(socket: &UdpSocket) -> io::Result<Parking> {
+        let (inside, outside) = UnixStream::pair()?;
+        outside.set_nonblocking(true)?;
+        Ok(Parking {
+            datagrams: Peek::new(socket.as_fd().try_clone_to_owned()?)?,
+            wakes: Peek::new(inside.into())?,
+            mesh_waker: Waker::from(Arc::new(WakeSocket(outside))),
+        })
     }
 
-    /// Asks for a wake-up of the loop when the socket has a datagram. Idempotent while one is pending.
-    fn arm(&self, waker: &Waker) {
-        set_waker(&self.loop_waker, waker);
-        self.parked.set(true);
-        if !self.armed.replace(true) {
-            self.wake_task();
-        }
-    }
-
-    /// Ends the peek task: shutting the read side down completes a pending peek. The socket receives nothing after.
-    pub async fn close(&self) {
-        self.closing.set(true);
-        // SAFETY: plain system call on a descriptor that self owns. It reports ENOTCONN, and wakes readers all the same.
-        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RD) };
-        self.wake_task();
+    /// Ends both peeks, so that no pending operation writes into memory of an executor that is gone. The UDP socket
+    /// receives nothing after this.
+    pub async fn close(parking: Rc<RefCell<Parking>>) {
+        parking.borrow().datagrams.shut_down();
+        parking.borrow().wakes.shut_down();
         poll_fn(|cx| {
-            set_waker(&self.loop_waker, cx.waker());
-            if self.done.get() { Poll::Ready(()) } else { Poll::Pending }
+            let mut parking = parking.borrow_mut();
+            match (parking.datagrams.poll_end(cx), parking.wakes.poll_end(cx)) {
+                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(()),
+                _ => Poll::Pending,
+            }
         })
         .await;
     }
-
-    async fn run(self: Rc<Self>, mut stream: TcpStream) {
-        while !self.closing.get() {
-            poll_fn(|cx| {
-                set_waker(&self.task_waker, cx.waker());
-                if self.armed.get() || self.closing.get() { Poll::Ready(()) } else { Poll::Pending }
-            })
-            .await;
-            if self.closing.get() {
-                break;
-            }
-            // An error is reported to the loop as readiness: `recv` meets it too, and says what it is.
-            let peeked = stream.peek(&mut [0]).await;
-            if matches!(peeked, Ok(0)) {
-                // An empty datagram. glommio takes it for the end of a stream and would report it for ever.
-                if let Ok(fresh) = self.stream() {
-                    stream = fresh;
-                }
-            }
-            self.armed.set(false);
-            if self.parked.get() {
-                self.wake_loop();
-            }
-        }
-        self.done.set(true);
-        self.wake_loop();
-    }
-
-    /// The socket dressed as a stream: `UdpSocket::peek` of glommio asks for a connected peer, this does not.
-    fn stream(&self) -> io::Result<TcpStream> {
-        let fd = self.fd.try_clone()?;
-        // SAFETY: the descriptor was just made and is given away here; the stream closes it.
-        Ok(unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) })
-    }
-
-    fn wake_task(&self) {
-        if let Some(waker) = &*self.task_waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-
-    fn wake_loop(&self) {
-        if let Some(waker) = &*self.loop_waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
 }
 
-fn set_waker(slot: &RefCell<Option<Waker>>, waker: &Waker) {
-    let mut slot = slot.borrow_mut();
-    match &*slot {
-        Some(old) if old.will_wake(waker) => {}
-        _ => *slot = Some(waker.clone()),
+/// The other end of a core's wake socket, as a waker for mesh senders on any thread.
+struct WakeSocket(UnixStream);
+
+impl Wake for WakeSocket {
+    fn wake(self: Arc<Self>) {
+        // A full pair has unread bytes and wakes the core all the same; a closed one has no core left to wake.
+        let _ = (&self.0).write(&[0]);
     }
 }
