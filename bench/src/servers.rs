@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// CPU of the serving process; clients run on the other one.
-pub const SERVER_CPU: usize = 0;
-/// CPU of the clients.
+/// CPU of the clients; servers are told to run on CPU 0.
 pub const CLIENT_CPU: usize = 1;
 
 /// A running server.
@@ -40,7 +38,9 @@ impl Server {
     pub fn broker_with(common: &Common, more: &[&str]) -> Result<Server, Error> {
         let folder = fresh_folder()?;
         let (addr, http) = (free_port()?, free_port()?);
-        let child = Command::new(&common.broker)
+        let mut command = Command::new(&common.broker);
+        on_every_cpu(&mut command);
+        let child = command
             .args(["dev", "--cores", "1", "--cpus", "0", "--wait", common.wait.name()])
             .args(["--listen", &addr.to_string(), "--http", &http.to_string()])
             .args(["--udp-payload-max", &common.udp_payload.to_string()])
@@ -67,7 +67,9 @@ impl Server {
         let folder = fresh_folder()?;
         let addr = free_port()?;
         let wait = if common.wait == Wait::Busy { "busy" } else { "park" };
-        let child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        on_every_cpu(&mut command);
+        let child = command
             .args(["floor", "--listen", &addr.to_string(), "--wait", wait, "--cpu", "0"])
             .args(["--udp-payload", &common.udp_payload.to_string()])
             .arg("--pki")
@@ -93,6 +95,24 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The clients' pinning is not inherited: a server pins itself.
+fn on_every_cpu(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only one system call is made, on a set that lives on the stack.
+    unsafe {
+        command.pre_exec(|| {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            for cpu in 0..libc::CPU_SETSIZE as usize {
+                libc::CPU_SET(cpu, &mut set);
+            }
+            match libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Core {
     pub counters: CoreCounters,
     /// Messages that found a ring full, per member, in order.
     outboxes: Vec<VecDeque<MeshMessage>>,
+    /// Messages that were decided by newer routes than ours, in order.
+    deferred: VecDeque<(usize, MeshMessage)>,
     /// A commit to this core found its ring full; no other may overtake it.
     full: Vec<bool>,
     /// Batches forwarded to each core and not answered.
@@ -124,6 +126,7 @@ impl Core {
             effects: Effects::default(),
             counters: CoreCounters::default(),
             outboxes: (0..members).map(|_| VecDeque::new()).collect(),
+            deferred: VecDeque::new(),
             full: vec![false; members],
             forwarded: vec![0; members],
             stalled: VecDeque::new(),
@@ -251,13 +254,36 @@ impl Core {
 
     /// A message of another member (`Datagram` is the loop's business and does not come here).
     pub fn on_mesh(&mut self, now: Now, from: usize, message: MeshMessage) {
+        // What was decided by newer routes than ours waits for them, and what is behind it keeps its order. The control
+        // thread's own messages never wait: they bring the routes.
+        let is_ahead = match &message {
+            MeshMessage::OpenChannel { routing_version, .. } | MeshMessage::Attach { routing_version, .. } => {
+                *routing_version > self.routes.version()
+            }
+            _ => false,
+        };
+        let is_control = from == usize::from(self.config.core_count);
+        if !is_control && (is_ahead || self.deferred.iter().any(|(other, _)| *other == from)) {
+            self.deferred.push_back((from, message));
+            return;
+        }
+        self.take_mesh(now, from, message);
+    }
+
+    fn retry_deferred(&mut self, now: Now) {
+        for (from, message) in std::mem::take(&mut self.deferred) {
+            self.on_mesh(now, from, message);
+        }
+    }
+
+    fn take_mesh(&mut self, now: Now, from: usize, message: MeshMessage) {
         let core = CoreId(from as u8);
         let event = match message {
-            MeshMessage::OpenChannel { shard, channel, producer, producer_epoch } => {
+            MeshMessage::OpenChannel { shard, channel, producer, producer_epoch, .. } => {
                 Event::ChannelOpened { shard, channel, producer, producer_epoch }
             }
             MeshMessage::Publish { shard, channel, batch } => Event::Published { shard, channel, batch },
-            MeshMessage::Attach { shard, sub, start } => Event::Attached { shard, core, sub, start },
+            MeshMessage::Attach { shard, sub, start, .. } => Event::Attached { shard, core, sub, start },
             MeshMessage::Detach { shard } => Event::Detached { shard, core },
             MeshMessage::Fetch { shard, sub, from } => Event::Fetched { shard, core, sub, from },
             MeshMessage::ChannelOpened { channel, result } => return self.on_channel_opened(channel, result),
@@ -293,6 +319,7 @@ impl Core {
                     shards.handle(now, event, effects);
                 });
                 self.tell_route_changed(routing_version);
+                self.retry_deferred(now);
             }
             FromControl::AdminReply { conn, request_id, result } => self.on_admin_reply(conn, request_id, result),
             FromControl::StatsReply { conn, request_id, stats } => {
@@ -391,7 +418,9 @@ impl Core {
             self.shards.handle(now, event, &mut self.effects);
         } else if let Some(owner) = owner {
             let message = match request {
-                Request::Attach { shard, sub, start } => MeshMessage::Attach { shard, sub, start },
+                Request::Attach { shard, sub, start } => {
+                    MeshMessage::Attach { routing_version: self.routes.version(), shard, sub, start }
+                }
                 Request::Detach { shard } => MeshMessage::Detach { shard },
                 Request::Fetch { shard, sub, from } => MeshMessage::Fetch { shard, sub, from },
             };

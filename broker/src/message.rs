@@ -1,6 +1,8 @@
 //! **What**: what travels through the mesh: between cores, and between a core and the control thread.
 //!
 //! **Invariants**: messages of one pair arrive in order. A message owns all it carries; a batch is shared, never copied.
+//! What asks for a shard names the routing version it was decided by: an owner that is behind holds it until it caught
+//! up, so a stream can be used through any core as soon as one core knows it (DECISIONS 27).
 //! `Commit` is the only message its sender may get back (mesh full); all others wait in the sender's outbox.
 //!
 //! **Never**: a reference into another core's state.
@@ -26,7 +28,13 @@ use std::sync::Arc;
 #[allow(missing_docs, reason = "fields repeat the events and effects of felix-shard that they carry")]
 pub enum MeshMessage {
     /// To the owner: a channel was opened.
-    OpenChannel { shard: ShardId, channel: ChannelKey, producer: ProducerId, producer_epoch: ProducerEpoch },
+    OpenChannel {
+        routing_version: u64,
+        shard: ShardId,
+        channel: ChannelKey,
+        producer: ProducerId,
+        producer_epoch: ProducerEpoch,
+    },
     /// From the owner: its answer.
     ChannelOpened { channel: ChannelKey, result: Result<ChannelState, ErrorCode> },
     /// To the owner: a batch.
@@ -36,7 +44,7 @@ pub enum MeshMessage {
     /// From the owner: a batch is refused.
     Refuse { channel: ChannelKey, base_sequence: Sequence, record_count: u32, code: ErrorCode },
     /// To the owner: a subscriber came.
-    Attach { shard: ShardId, sub: SubKey, start: Start },
+    Attach { routing_version: u64, shard: ShardId, sub: SubKey, start: Start },
     /// To the owner: the last subscriber left.
     Detach { shard: ShardId },
     /// To the owner: a subscriber reads history.

@@ -279,7 +279,13 @@ impl Core {
             let event = Event::ChannelOpened { shard, channel: key, producer, producer_epoch };
             self.shards.handle(now, event, &mut self.effects);
         } else {
-            let message = MeshMessage::OpenChannel { shard, channel: key, producer, producer_epoch };
+            let message = MeshMessage::OpenChannel {
+                routing_version: self.routes.version(),
+                shard,
+                channel: key,
+                producer,
+                producer_epoch,
+            };
             self.send(usize::from(owner.0), message, links);
         }
     }

@@ -30,7 +30,7 @@ const WRAPPERS: &[(&str, &[&str])] = &[
 /// Words that may stand in code only below these folders. The measured floors of bench name the bare libraries.
 const WORDS: &[(&str, &[&str])] = &[
     ("glommio", &["broker/src/io/", "bench/src/floors/"]),
-    ("quiche", &["quic/src/", "bench/src/floors/"]),
+    ("quiche::", &["quic/src/", "bench/src/floors/"]),
     ("boring::", &["quic/src/"]),
 ];
 
