@@ -90,7 +90,7 @@ fn one(common: &Common, server: &Server, rate: u64, seconds: u64) -> Result<Hist
     };
     let mut batcher = Batcher::new(common.value_bytes, framed);
     let mut unbatcher = Unbatcher::default();
-    let mut histogram = Histogram::<u64>::new(3)?;
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
     let interval = Duration::from_nanos(1_000_000_000 / rate);
     let warm_up = Duration::from_millis(500);
     let start = Instant::now();

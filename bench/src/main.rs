@@ -143,6 +143,9 @@ enum Command {
         cpu: usize,
         #[arg(long)]
         udp_payload: usize,
+        /// File that tells how long it really worked, ns.
+        #[arg(long)]
+        report: PathBuf,
     },
 }
 
@@ -153,9 +156,9 @@ fn main() -> Result<(), Error> {
         Command::Connections { common, count } => connections::run(&common, count),
         Command::Soak { common, records, batch } => soak::run(&common, records, batch),
         Command::Idle { common, seconds } => machine::idle(&common, seconds),
-        Command::Floor { listen, pki, wait, cpu, udp_payload } => {
+        Command::Floor { listen, pki, wait, cpu, udp_payload, report } => {
             machine::pin(cpu)?;
-            floors::relay::serve(listen, &pki, wait == Wait::Busy, udp_payload)
+            floors::relay::serve(listen, &pki, wait == Wait::Busy, udp_payload, &report)
         }
     }
 }

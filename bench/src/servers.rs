@@ -26,6 +26,7 @@ pub struct Server {
     /// It is the broker, not the floor.
     pub is_broker: bool,
     folder: PathBuf,
+    http: Option<SocketAddr>,
 }
 
 impl Server {
@@ -51,7 +52,7 @@ impl Server {
             .stderr(std::fs::File::create(folder.join("log"))?)
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", common.broker.display()))?;
-        let server = Server { child, addr, pki: folder.join("dev-pki"), is_broker: true, folder };
+        let server = Server { child, addr, pki: folder.join("dev-pki"), is_broker: true, folder, http: Some(http) };
         let give_up = Instant::now() + Duration::from_secs(20);
         while !is_ready(http) {
             if Instant::now() > give_up {
@@ -72,16 +73,30 @@ impl Server {
         let child = command
             .args(["floor", "--listen", &addr.to_string(), "--wait", wait, "--cpu", "0"])
             .args(["--udp-payload", &common.udp_payload.to_string()])
+            .arg("--report")
+            .arg(folder.join("work"))
             .arg("--pki")
             .arg(pki)
             .spawn()?;
         std::thread::sleep(Duration::from_millis(200));
-        Ok(Server { child, addr, pki: pki.to_path_buf(), is_broker: false, folder })
+        Ok(Server { child, addr, pki: pki.to_path_buf(), is_broker: false, folder, http: None })
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Time it spent in turns that found something to do, ns. Polling for nothing does not count.
+    pub fn work_ns(&self) -> Result<u64, Error> {
+        // Both publish the number when they were idle for a moment.
+        std::thread::sleep(Duration::from_millis(700));
+        let Some(http) = self.http else {
+            return Ok(std::fs::read_to_string(self.folder.join("work"))?.trim().parse()?);
+        };
+        let text = get(http, "/metrics").ok_or("the broker does not serve /metrics")?;
+        let line = text.lines().find(|line| line.starts_with("felix_core_work_nanoseconds_total{core=\"0\"}"));
+        Ok(line.and_then(|line| line.rsplit(' ').next()).ok_or("the broker does not tell its work")?.parse()?)
     }
 
     /// For tables.
@@ -128,9 +143,13 @@ fn free_port() -> Result<SocketAddr, Error> {
 }
 
 fn is_ready(http: SocketAddr) -> bool {
-    let Ok(mut stream) = TcpStream::connect(http) else { return false };
+    get(http, "/readyz").is_some_and(|answer| answer.contains(" 200 "))
+}
+
+fn get(http: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(http).ok()?;
     let mut answer = String::new();
-    stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").is_ok()
-        && stream.read_to_string(&mut answer).is_ok()
-        && answer.contains(" 200 ")
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).ok()?;
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
 }

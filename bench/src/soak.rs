@@ -80,7 +80,11 @@ pub fn run(common: &Common, records: u64, batch: u64) -> Result<(), Error> {
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("{records} records of {} B, none lost or reordered, {:.0} records/s", common.value_bytes, records as f64 / seconds);
+    println!(
+        "{records} records of {} B, none lost or reordered, {:.0} records/s",
+        common.value_bytes,
+        records as f64 / seconds
+    );
     println!(
         "{}",
         serde_json::json!({"bench": "soak", "records": records, "lost": 0, "records_per_s": records as f64 / seconds})

@@ -49,8 +49,7 @@ pub fn hello(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
 /// Makes the stream.
 pub fn create_stream(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
     let mut out = Vec::new();
-    let command =
-        Command::CreateStream { name: name()?, spec: StreamSpec::default(), create_parents: true };
+    let command = Command::CreateStream { name: name()?, spec: StreamSpec::default(), create_parents: true };
     Frame::Admin(Admin { idempotency_key: 1, command }).encode(1, &mut out);
     lean.write_all(0, &out, buffer)?;
     await_reply(lean, 0, FrameType::AdminReply, buffer)

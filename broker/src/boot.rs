@@ -72,7 +72,10 @@ fn next_session(data: &Path) -> Result<NodeSession, BootError> {
     let path = data.join("session");
     let last: u64 = match std::fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().map_err(|_| {
-            format!("{} does not hold a number; it counts the starts of this node, restore it from a backup", path.display())
+            format!(
+                "{} does not hold a number; it counts the starts of this node, restore it from a backup",
+                path.display()
+            )
         })?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
         Err(error) => return Err(format!("cannot read {}: {error}", path.display()).into()),
@@ -104,7 +107,10 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         None => vec![None; cores.into()],
     };
     if !args.http.ip().is_loopback() {
-        crate::log::warn("the HTTP door has no authentication and is not on loopback", &[("http", &args.http.to_string())]);
+        crate::log::warn(
+            "the HTTP door has no authentication and is not on loopback",
+            &[("http", &args.http.to_string())],
+        );
     }
 
     let data = DataDir::open(&args.data)?;
@@ -155,12 +161,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
             shard_limits: felix_shard::limits::Limits::default(),
             roles: roles.clone(),
         };
-        let spec = CoreSpec {
-            index,
-            cpu: cpus[index],
-            wait: args.wait.into(),
-            spin: Duration::from_micros(args.spin_us),
-        };
+        let spec =
+            CoreSpec { index, cpu: cpus[index], wait: args.wait.into(), spin: Duration::from_micros(args.spin_us) };
         let block = metrics.core(index);
         let join = spawn_core(spec, move |handle| async move {
             let core = Core::new(config);
@@ -182,10 +184,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     greet(data.path(), listen, http_addr, cores, args);
 
     let (render, ready) = (metrics.clone(), readiness.clone());
-    let state = Arc::new(HttpState {
-        render: Box::new(move |out| render.render(out)),
-        ready: Box::new(move || ready.check()),
-    });
+    let state =
+        Arc::new(HttpState { render: Box::new(move |out| render.render(out)), ready: Box::new(move || ready.check()) });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let http = tokio::net::TcpListener::from_std(http)?;

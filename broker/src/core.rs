@@ -215,7 +215,9 @@ impl Core {
         match stream & 0b11 {
             0b00 if stream == CONTROL_STREAM => self.read_control(now, conn, links),
             0b00 => self.read_channel(now, conn, stream, links),
-            _ => self.fail_session(conn, ErrorCode::UnexpectedFrame, "a client opens bidirectional streams only", links),
+            _ => {
+                self.fail_session(conn, ErrorCode::UnexpectedFrame, "a client opens bidirectional streams only", links)
+            }
         }
     }
 
@@ -354,7 +356,7 @@ impl Core {
         self.flush_outboxes(now, links);
         self.retry_stalled(now, links);
         self.close_late_hellos(now, links);
-        if self.shards.needs_ticks() {
+        if self.shards.next_tick().is_some_and(|due| due <= now.wall) {
             self.shards.handle(now, Event::Ticked, &mut self.effects);
         }
         self.settle(now, links);
@@ -372,11 +374,14 @@ impl Core {
     /// When `end_turn` wants to run again though nothing happens.
     pub fn next_deadline(&self, now: Now) -> Option<Time> {
         let hello = self.hello_queue.front().map(|(deadline, _)| *deadline);
-        // Held memory and ages are looked after at the pace of reports: neither is urgent.
-        let tick = (self.shards.needs_ticks() || self.is_report_due()).then_some(self.next_report.max(now.time));
-        let blocked = (self.outbox_len() > 0 || self.shards.stalled_cores().next().is_some() || !self.stalled.is_empty())
-            .then(|| now.time.after_ns(200_000));
-        [hello, tick, blocked].into_iter().flatten().min()
+        let report = self.is_report_due().then_some(self.next_report.max(now.time));
+        // Ages are wall-clock times; a millisecond late is not late, and never early.
+        let tick =
+            self.shards.next_tick().map(|due| now.time.after_ns(due.0.saturating_sub(now.wall.0).max(1_000_000)));
+        let blocked =
+            (self.outbox_len() > 0 || self.shards.stalled_cores().next().is_some() || !self.stalled.is_empty())
+                .then(|| now.time.after_ns(200_000));
+        [hello, report, tick, blocked].into_iter().flatten().min()
     }
 
     fn is_report_due(&self) -> bool {
@@ -476,8 +481,9 @@ impl Core {
             if links.mesh_send(to, MeshMessage::Commit { shard, batch }).is_ok() {
                 return;
             }
-            self.full[to] = true;
         }
+        // Also when only the outbox stands in the way: `flush_outboxes` resumes those that are marked.
+        self.full[to] = true;
         self.counters.commits_stalled += 1;
         self.shards.commit_refused(core, shard, from);
     }

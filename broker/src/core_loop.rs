@@ -69,6 +69,7 @@ pub struct CoreLoop {
     clock: Clock,
     metrics: Arc<CoreMetrics>,
     turns: u64,
+    work_ns: u64,
     since_metrics: u32,
     metrics_at: Instant,
     refusing: bool,
@@ -160,6 +161,7 @@ impl CoreLoop {
             clock,
             metrics,
             turns: 0,
+            work_ns: 0,
             since_metrics: 0,
             metrics_at: Instant::now(),
             refusing: false,
@@ -169,8 +171,12 @@ impl CoreLoop {
     /// Runs until the control thread says stop.
     pub async fn run(mut self, handle: CoreHandle) -> std::io::Result<()> {
         let mut waiter = handle.waiter(&self.socket)?;
+        let mut working_since: Option<Instant> = None;
         loop {
             let now = Instant::now();
+            if let Some(since) = working_since.take() {
+                self.work_ns += now.duration_since(since).as_nanos() as u64;
+            }
             let (worked, again) = self.turn(now)?;
             if self.core.is_stopped() {
                 self.stop(now);
@@ -181,6 +187,7 @@ impl CoreLoop {
                 self.publish_metrics(now, &waiter.counters());
             }
             if worked || again {
+                working_since = Some(now);
                 waiter.worked().await;
             } else {
                 let until = Until { deadline: self.next_deadline(now), writable: !self.transmit.is_empty() };
@@ -322,6 +329,7 @@ impl CoreLoop {
         let metrics = &self.metrics;
         metrics.take_edge(&self.socket.counters(), &self.transmit.counters(), &self.port.counters(), wait);
         metrics.turns.set(self.turns);
+        metrics.work_ns.set(self.work_ns);
         metrics.take_core(&self.core);
         metrics.take_endpoint(&self.endpoint);
     }

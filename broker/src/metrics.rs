@@ -95,6 +95,7 @@ block! {
     /// One core's numbers.
     CoreMetrics {
         turns: Counter "felix_core_turns_total" "Turns of the core's loop.";
+        work_ns: Counter "felix_core_work_nanoseconds_total" "Time in turns that found something to do: what a core that polls for ever really works.";
         wait_spins: Counter "felix_core_spins_total" "Turns that found nothing and polled on.";
         wait_parks: Counter "felix_core_parks_total" "Turns that found nothing and parked the core.";
         receive_calls: Counter "felix_udp_receive_calls_total" "System calls that asked for datagrams.";

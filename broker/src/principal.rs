@@ -21,8 +21,7 @@ pub fn principal_of(der: &[u8]) -> Option<Principal> {
     if let Ok(Some(names)) = certificate.subject_alternative_name() {
         for name in &names.value.general_names {
             let GeneralName::URI(uri) = name else { continue };
-            let Some((region, name)) =
-                uri.strip_prefix("felix://").and_then(|rest| rest.split_once("/principal/"))
+            let Some((region, name)) = uri.strip_prefix("felix://").and_then(|rest| rest.split_once("/principal/"))
             else {
                 continue;
             };

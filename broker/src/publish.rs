@@ -200,14 +200,7 @@ impl Core {
         self.fail_session(conn, error.code(), &error.to_string(), links);
     }
 
-    fn on_channel_frame(
-        &mut self,
-        now: Now,
-        conn: ConnKey,
-        stream: u64,
-        frame: &[u8],
-        links: &mut impl Links,
-    ) -> Stop {
+    fn on_channel_frame(&mut self, now: Now, conn: ConnKey, stream: u64, frame: &[u8], links: &mut impl Links) -> Stop {
         self.counters.frames_in += 1;
         let decoded = match Frame::decode(frame) {
             Ok((_, decoded)) => decoded,
@@ -339,14 +332,7 @@ impl Core {
         }
     }
 
-    fn hand_on(
-        &mut self,
-        now: Now,
-        conn: ConnKey,
-        stream: u64,
-        batch: CheckedBatch,
-        links: &mut impl Links,
-    ) -> Stop {
+    fn hand_on(&mut self, now: Now, conn: ConnKey, stream: u64, batch: CheckedBatch, links: &mut impl Links) -> Stop {
         let me = self.config.me;
         let key = self.channel_key(conn, stream);
         let Some(channel) = self.channel(conn, stream) else {

@@ -222,8 +222,8 @@ impl Core {
 
     fn on_get_route(&mut self, conn: ConnKey, request_id: u32, name: &StreamName) {
         // Whoever may neither publish nor subscribe learns nothing, not even that the stream exists.
-        let allowed =
-            self.may(conn, Verb::Publish, Target::Stream(name)) || self.may(conn, Verb::Subscribe, Target::Stream(name));
+        let allowed = self.may(conn, Verb::Publish, Target::Stream(name))
+            || self.may(conn, Verb::Subscribe, Target::Stream(name));
         if !allowed {
             let detail = format!("neither publish nor subscribe on {name} is granted to you");
             return self.refuse(conn, request_id, ErrorCode::PermissionDenied, detail);
@@ -287,14 +287,13 @@ impl Core {
         if it.stream.is_some_and(|id| id != route.info.id) {
             return Err(Refusal(ErrorCode::StreamGone, format!("stream {name} was made anew; ask for its route")));
         }
-        let place = route.shards.get(it.shard_index.0 as usize).ok_or_else(|| {
-            Refusal(ErrorCode::NotFound, format!("{name} has {} shard(s)", route.shards.len()))
-        })?;
+        let place = route
+            .shards
+            .get(it.shard_index.0 as usize)
+            .ok_or_else(|| Refusal(ErrorCode::NotFound, format!("{name} has {} shard(s)", route.shards.len())))?;
         let filter = match it.filter.as_str() {
             "" => None,
-            text => {
-                Some(Pattern::parse(text).map_err(|error| Refusal(ErrorCode::InvalidPattern, error.to_string()))?)
-            }
+            text => Some(Pattern::parse(text).map_err(|error| Refusal(ErrorCode::InvalidPattern, error.to_string()))?),
         };
         let admission = self.config.admission;
         let datagrams = matches!(it.mode, DeliveryMode::DatagramOrStream | DeliveryMode::DatagramOrGap);
@@ -446,7 +445,12 @@ impl Core {
         self.send_control(ToControl::Admin { conn, request_id, principal, idempotency_key, command }, links);
     }
 
-    pub(crate) fn on_admin_reply(&mut self, conn: ConnKey, request_id: u32, result: Result<Reply, (ErrorCode, String)>) {
+    pub(crate) fn on_admin_reply(
+        &mut self,
+        conn: ConnKey,
+        request_id: u32,
+        result: Result<Reply, (ErrorCode, String)>,
+    ) {
         match result {
             Ok(reply) => self.finish_request(conn, request_id, &Frame::AdminReply(reply)),
             Err((code, detail)) => {

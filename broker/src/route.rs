@@ -117,7 +117,12 @@ impl RouteTable {
                     let (info, shards) = (&stream.info, &stream.shards);
                     let route = Rc::new(StreamRoute { info: info.clone(), shards: shards.clone() });
                     if let Some(old) = self.by_name.insert(info.name.clone(), route.clone()) {
-                        self.forget(&old, me, |shard| shards.iter().any(|it| it.shard == shard && it.core == me), &mut owned);
+                        self.forget(
+                            &old,
+                            me,
+                            |shard| shards.iter().any(|it| it.shard == shard && it.core == me),
+                            &mut owned,
+                        );
                     }
                     for place in shards {
                         self.by_shard.insert(place.shard, (place.core, info.name.clone()));

@@ -59,10 +59,8 @@ impl StatsBook {
             }
         }
         for tail in &report.tails {
-            let row = self
-                .tails
-                .entry((tail.shard, tail.core))
-                .or_insert(TailRow { last: *tail, base: Out::default() });
+            let row =
+                self.tails.entry((tail.shard, tail.core)).or_insert(TailRow { last: *tail, base: Out::default() });
             if tail.records_out < row.last.records_out || tail.gap_records < row.last.gap_records {
                 row.base.records += row.last.records_out;
                 row.base.bytes += row.last.bytes_out;

@@ -52,9 +52,8 @@ impl TlsFiles {
 
     /// Reads the files; None if they are as they were.
     pub fn reload(&mut self) -> Result<Option<ServerTls>, TlsFilesError> {
-        let read = |path: &PathBuf| {
-            std::fs::read(path).map_err(|source| TlsFilesError::Read { path: path.clone(), source })
-        };
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|source| TlsFilesError::Read { path: path.clone(), source });
         let files = [read(&self.cert)?, read(&self.key)?, read(&self.client_ca)?];
         if self.last.as_ref() == Some(&files) {
             return Ok(None);

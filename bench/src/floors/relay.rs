@@ -45,6 +45,7 @@ pub fn serve(
     pki: &Path,
     busy: bool,
     udp_payload: usize,
+    report: &Path,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let socket = UdpSocket::bind(listen)?;
     socket.set_nonblocking(true)?;
@@ -70,11 +71,22 @@ pub fn serve(
     let mut arena = vec![0u8; ARENA_BYTES];
     let mut messages = vec![0u8; 256 << 10];
     let mut next_timeout = Instant::now();
+    let (mut work_ns, mut working_since, mut reported) = (0u64, None::<Instant>, 0u64);
     loop {
+        let turn = Instant::now();
+        if let Some(since) = working_since.take() {
+            work_ns += turn.duration_since(since).as_nanos() as u64;
+        }
         let received = receive(&socket, &mut slots, |datagram, from| {
             take(datagram, from, listen, &mut config, &mut peers, &mut ids);
         });
-        let now = Instant::now();
+        let now = turn;
+        if received > 0 {
+            working_since = Some(turn);
+        } else if work_ns != reported && now >= next_timeout {
+            reported = work_ns;
+            std::fs::write(report, work_ns.to_string())?;
+        }
         if received == 0 && now >= next_timeout {
             for peer in &mut peers {
                 if peer.conn.timeout_instant().is_some_and(|at| at <= now) {
@@ -222,8 +234,7 @@ fn receive(socket: &UdpSocket, slots: &mut [u8], mut on_datagram: impl FnMut(&mu
     let mut controls = [[0u64; 8]; SLOTS];
     let mut headers = [unsafe_zeroed::<libc::mmsghdr>(); SLOTS];
     for i in 0..SLOTS {
-        iovecs[i] =
-            libc::iovec { iov_base: slots[i * SLOT_BYTES..].as_mut_ptr().cast(), iov_len: SLOT_BYTES };
+        iovecs[i] = libc::iovec { iov_base: slots[i * SLOT_BYTES..].as_mut_ptr().cast(), iov_len: SLOT_BYTES };
         let header = &mut headers[i].msg_hdr;
         header.msg_name = (&raw mut names[i]).cast();
         header.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
@@ -234,13 +245,7 @@ fn receive(socket: &UdpSocket, slots: &mut [u8], mut on_datagram: impl FnMut(&mu
     }
     // SAFETY: every pointer in the headers leads to an array above or to the slots, all alive through the call.
     let got = unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            SLOTS as u32,
-            libc::MSG_DONTWAIT,
-            std::ptr::null_mut(),
-        )
+        libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), SLOTS as u32, libc::MSG_DONTWAIT, std::ptr::null_mut())
     };
     for i in 0..got.max(0) as usize {
         let from = SocketAddr::V4(SocketAddrV4::new(
