@@ -15,6 +15,8 @@
 //!
 //! **See**: `requests.rs`, `publish.rs`, `delivery.rs` for the three kinds of work; `core_loop.rs` for who calls this.
 
+mod invariants;
+
 use crate::admission::{Admission, CoreCounters};
 use crate::links::{LinkError, Links};
 use crate::message::{CoreReport, FromControl, MeshMessage, ShardReport, TailReport, ToControl};
@@ -477,10 +479,11 @@ impl Core {
     ) {
         let to = usize::from(core.0);
         let from = batch.range().from;
-        if !self.full[to] && self.outboxes[to].is_empty() {
-            if links.mesh_send(to, MeshMessage::Commit { shard, batch }).is_ok() {
-                return;
-            }
+        if !self.full[to]
+            && self.outboxes[to].is_empty()
+            && links.mesh_send(to, MeshMessage::Commit { shard, batch }).is_ok()
+        {
+            return;
         }
         // Also when only the outbox stands in the way: `flush_outboxes` resumes those that are marked.
         self.full[to] = true;
@@ -665,10 +668,5 @@ impl Core {
         name: &felix_protocol::names::StreamName,
     ) -> Option<Rc<crate::route::StreamRoute>> {
         self.routes.stream(name).cloned()
-    }
-
-    /// Checks every invariant; for tests and simulation.
-    pub fn check(&self) {
-        felix_shard::invariants::check(&self.shards, &self.fan_out);
     }
 }
