@@ -37,8 +37,17 @@ const WORDS: &[(&str, &[&str])] = &[
 /// Words that may not stand in the code of crates without I/O.
 const PURE: &[&str] = &["quic/protocol/src/", "shard/src/", "control/src/"];
 const IMPURE_WORDS: &[&str] = &[
-    "std::fs", "std::net", "std::thread", "std::process", "std::env", "Instant", "SystemTime", "async fn", "Mutex",
-    "RwLock", "RefCell",
+    "std::fs",
+    "std::net",
+    "std::thread",
+    "std::process",
+    "std::env",
+    "Instant",
+    "SystemTime",
+    "async fn",
+    "Mutex",
+    "RwLock",
+    "RefCell",
 ];
 
 /// Lines of a file beyond which it is named, and beyond which the check fails; tests below `#[cfg(test)]` not counted.
