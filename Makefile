@@ -33,7 +33,7 @@ fix: setup ## format and apply what clippy can mend
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 test: setup ## every test: unit, property, simulation, end to end, the independent QUIC client
-	$(CARGO) test --workspace --locked
+	FELIX_E2E=1 $(CARGO) test --workspace --locked
 	@$(MAKE) --no-print-directory interop
 
 interop: setup ## a QUIC client that is not ours (Python, aioquic) against the real broker

@@ -1,7 +1,11 @@
 //! **What**: a small laboratory for unit tests: an owner and the fan-outs of some cores, joined without delay unless a
 //! test holds messages back, and what happens as short text.
 //!
+//! **Invariants**: messages of one pair keep their order, as in the mesh.
+//!
 //! **Never**: anything that is compiled into a broker.
+//!
+//! **See**: `tests/model.rs`, which does the same with delays and full rings.
 
 use crate::batch_pool::{BatchPool, CheckedBatch, SharedBatch};
 use crate::effect::{Effect, Effects};

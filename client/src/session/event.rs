@@ -153,7 +153,7 @@ pub enum End {
 /// What the owner must do for a session.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output<'a> {
-    /// Write to a QUIC stream; tell with [`Session::on_sent`] how much it took.
+    /// Write to a QUIC stream; tell with `Session::on_sent` how much it took.
     Send {
         /// QUIC stream id; the first write opens it.
         stream: u64,
