@@ -63,7 +63,9 @@ pub struct Channel {
     pub stalled: bool,
     /// Bytes may wait in the transport that no event will announce again.
     pub readable: bool,
-    /// The producer ended its side.
+    /// The producer's end was read, which the transport tells once; frames in front of it may still be kept.
+    pub ended: bool,
+    /// The producer ended its side and all that came is handed on.
     pub finished: bool,
     /// Batches handed to the shard and not answered yet.
     pub unanswered: u32,
@@ -91,6 +93,7 @@ impl Channel {
             waiting: None,
             stalled: false,
             readable: false,
+            ended: false,
             finished: false,
             unanswered: 0,
             offsets: Vec::new(),

@@ -81,6 +81,11 @@ impl Core {
                 Stop::Drained => {}
                 other => return other,
             }
+            let Some(channel) = self.channel(conn, stream) else { return Stop::Gone };
+            if channel.ended {
+                self.finish_channel(conn, stream, links);
+                return Stop::Drained;
+            }
             let read = match links.stream_recv(conn, stream, scratch) {
                 Ok(read) => read,
                 Err(LinkError::WouldBlock) => {
@@ -97,6 +102,7 @@ impl Core {
             };
             let mut rest = &scratch[..read.bytes];
             let Some(channel) = self.channel(conn, stream) else { return Stop::Gone };
+            channel.ended |= read.fin;
             if channel.phase == ChannelPhase::Failed {
                 continue;
             }
@@ -132,13 +138,6 @@ impl Core {
                         return Stop::Gone;
                     }
                 }
-            }
-            if read.fin {
-                match self.take_kept_frames(now, conn, stream, links) {
-                    Stop::Drained => self.finish_channel(conn, stream, links),
-                    stop => return stop,
-                }
-                return Stop::Drained;
             }
         }
     }

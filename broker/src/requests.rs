@@ -69,22 +69,20 @@ impl Core {
                     break;
                 }
             }
+            let Some(session) = self.sessions.get(conn) else { return };
+            if session.control_ended {
+                if session.control_in.buffered() > 0 {
+                    let detail = "the control stream ended inside a frame";
+                    return self.fail_session(conn, ErrorCode::MalformedFrame, detail, links);
+                }
+                links.close(conn, ErrorCode::NoError.number(), "");
+                return self.on_closed(conn);
+            }
             match links.stream_recv(conn, CONTROL_STREAM, scratch) {
                 Ok(read) => {
                     let Some(session) = self.sessions.get(conn) else { return };
                     session.control_in.push(&scratch[..read.bytes]);
-                    if read.fin && session.control_in.buffered() == 0 {
-                        links.close(conn, ErrorCode::NoError.number(), "");
-                        return self.on_closed(conn);
-                    }
-                    if read.fin && read.bytes == 0 {
-                        return self.fail_session(
-                            conn,
-                            ErrorCode::MalformedFrame,
-                            "the control stream ended inside a frame",
-                            links,
-                        );
-                    }
+                    session.control_ended = read.fin;
                 }
                 Err(LinkError::WouldBlock) => {
                     if let Some(session) = self.sessions.get(conn) {

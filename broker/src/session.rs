@@ -128,6 +128,8 @@ pub struct Session {
     pub control_out: OutBuffer,
     /// The control stream was not read to its end because of a bound.
     pub control_stalled: bool,
+    /// The client's end of the control stream was read; frames in front of it may still be kept.
+    pub control_ended: bool,
     /// Requests that wait for the control thread.
     pub requests: u32,
     /// Publish channels by QUIC stream.
@@ -155,6 +157,7 @@ impl Session {
             control_in: FrameStream::new(),
             control_out: OutBuffer::default(),
             control_stalled: false,
+            control_ended: false,
             requests: 0,
             channels: HashMap::new(),
             subs: HashMap::new(),
