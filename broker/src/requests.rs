@@ -373,11 +373,16 @@ impl Core {
 
     /// Takes a subscription off its session; its own stream is ended once what is on it is sent.
     pub(crate) fn forget_subscription(&mut self, conn: ConnKey, id: SubscriptionId) {
-        if let Some(session) = self.sessions.get(conn) {
-            session.subs.remove(&id);
-            if session.subs.is_empty() {
-                session.subs.shrink_to_fit();
-            }
+        let Some(session) = self.sessions.get(conn) else { return };
+        let Some(sub) = session.subs.remove(&id) else { return };
+        if session.subs.is_empty() {
+            session.subs.shrink_to_fit();
+        }
+        if let Some(delivery) = session.delivery_stream(sub.stream)
+            && !delivery.queued
+        {
+            delivery.queued = true;
+            self.delivery_queue.push_back((conn, sub.stream));
         }
     }
 
@@ -395,10 +400,6 @@ impl Core {
         if let Some(delivery) = session.delivery_stream(sub.stream) {
             delivery.ready.retain(|(key, _)| *key != sub.key);
             frame.encode(id.0, delivery.out.buffer());
-            if !delivery.queued {
-                delivery.queued = true;
-                self.delivery_queue.push_back((conn, sub.stream));
-            }
         }
         self.forget_subscription(conn, id);
     }
