@@ -38,13 +38,6 @@ impl Core {
     pub(crate) fn read_channel(&mut self, now: Now, conn: ConnKey, stream: u64, links: &mut impl Links) {
         let channels_max = self.config.admission.channels_max as usize;
         let Some(session) = self.sessions.get(conn) else { return };
-        if matches!(session.state, SessionState::AwaitHello { .. }) {
-            // Streams are not ordered among each other: a channel may arrive before Hello. It waits.
-            if session.channels.len() < channels_max {
-                session.channels.entry(stream).or_default().readable = true;
-            }
-            return;
-        }
         if !session.channels.contains_key(&stream) {
             if session.channels.len() >= channels_max {
                 self.counters.requests_refused += 1;
@@ -53,6 +46,11 @@ impl Core {
                 return;
             }
             session.channels.insert(stream, Box::default());
+        }
+        if let (SessionState::AwaitHello { .. }, Some(channel)) = (session.state, session.channels.get_mut(&stream)) {
+            // Streams are not ordered among each other: a channel may arrive before Hello. It waits.
+            channel.readable = true;
+            return;
         }
         let mut scratch = std::mem::take(&mut self.read_scratch);
         let stop = self.read_channel_with(now, conn, stream, links, &mut scratch);
