@@ -362,15 +362,16 @@ impl Core {
             self.shards.handle(now, Event::Ticked, &mut self.effects);
         }
         self.settle(now, links);
-        let more = self.deliver(now, links);
-        // Deliveries may ask for history or leave a tail.
+        self.deliver(now, links);
+        // Deliveries may ask for history or leave a tail; an answer of this very core schedules them again.
         self.settle(now, links);
-        self.flush_acks(links);
+        let more = self.has_deliveries();
+        let freed = self.flush_acks(links);
         self.flush_control(links);
         if now.time >= self.next_report {
             self.report(now, links);
         }
-        more
+        more || freed
     }
 
     /// When `end_turn` wants to run again though nothing happens.

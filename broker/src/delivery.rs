@@ -55,8 +55,8 @@ fn step(fan_out: &mut FanOut, now: Now, key: SubKey, id: SubscriptionId, out: &m
 }
 
 impl Core {
-    /// Writes deliveries within the turn's budget. Returns whether some are left that could go at once.
-    pub(crate) fn deliver(&mut self, now: Now, links: &mut impl Links) -> bool {
+    /// Writes deliveries within the turn's budget.
+    pub(crate) fn deliver(&mut self, now: Now, links: &mut impl Links) {
         self.dispatch_scheduled();
         let mut budget = self.config.admission.deliveries_per_turn;
         let mut scratch = std::mem::take(&mut self.write_scratch);
@@ -73,6 +73,11 @@ impl Core {
             self.write_datagrams(now, conn, &mut budget, &mut scratch, links);
         }
         self.write_scratch = scratch;
+    }
+
+    /// Whether deliveries are left that could go at once.
+    pub(crate) fn has_deliveries(&mut self) -> bool {
+        self.dispatch_scheduled();
         !self.delivery_queue.is_empty() || !self.datagram_queue.is_empty()
     }
 
