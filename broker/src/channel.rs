@@ -59,8 +59,10 @@ pub struct Channel {
     pub batch_bytes_max: usize,
     /// A batch that waits for room at the owner.
     pub waiting: Option<CheckedBatch>,
-    /// Not read to its end because of a bound.
+    /// Not read to its end because of a bound of others; it is on the core's list.
     pub stalled: bool,
+    /// Not read to its end because of its own unsent acks or opening.
+    pub held: bool,
     /// Bytes may wait in the transport that no event will announce again.
     pub readable: bool,
     /// The producer's end was read, which the transport tells once; frames in front of it may still be kept.
@@ -92,6 +94,7 @@ impl Channel {
             batch_bytes_max: 0,
             waiting: None,
             stalled: false,
+            held: false,
             readable: false,
             ended: false,
             finished: false,

@@ -27,8 +27,10 @@ use felix_shard::event::{ChannelKey, ConnKey, Event};
 enum Stop {
     /// Nothing more is there.
     Drained,
-    /// A bound; it is retried.
+    /// A bound of others (mesh, owner); it is retried.
     Stalled,
+    /// Its own unsent acks, or the owner's answer to its opening: `flush_acks` lets it go on.
+    Held,
     /// The channel or the connection is gone.
     Gone,
 }
@@ -55,13 +57,19 @@ impl Core {
         let mut scratch = std::mem::take(&mut self.read_scratch);
         let stop = self.read_channel_with(now, conn, stream, links, &mut scratch);
         self.read_scratch = scratch;
-        if matches!(stop, Stop::Stalled)
-            && let Some(channel) = self.sessions.get(conn).and_then(|it| it.channels.get_mut(&stream))
-            && !channel.stalled
-        {
-            channel.stalled = true;
-            self.counters.channel_stalls += 1;
-            self.stalled.push_back((conn, stream));
+        let Some(channel) = self.sessions.get(conn).and_then(|it| it.channels.get_mut(&stream)) else { return };
+        match stop {
+            Stop::Stalled if !channel.stalled => {
+                channel.stalled = true;
+                self.counters.channel_stalls += 1;
+                self.stalled.push_back((conn, stream));
+            }
+            // Not polled: a client that does not read its acks must not keep the core awake.
+            Stop::Held => {
+                channel.held = true;
+                self.counters.channel_stalls += 1;
+            }
+            _ => {}
         }
     }
 
@@ -178,7 +186,7 @@ impl Core {
         let ack_out_bytes_max = self.config.admission.ack_out_bytes_max;
         let Some(channel) = self.channel(conn, stream) else { return Some(Stop::Gone) };
         if channel.out.waiting() > ack_out_bytes_max || channel.phase == ChannelPhase::Opening {
-            return Some(Stop::Stalled);
+            return Some(Stop::Held);
         }
         match channel.waiting.take() {
             None => None,
@@ -218,7 +226,7 @@ impl Core {
                 self.open_channel(now, conn, stream, &open, links);
                 // Batches sent right behind it wait for the answer.
                 match self.channel(conn, stream).map(|it| it.phase) {
-                    Some(ChannelPhase::Opening) => Stop::Stalled,
+                    Some(ChannelPhase::Opening) => Stop::Held,
                     Some(_) => Stop::Drained,
                     None => Stop::Gone,
                 }
@@ -341,7 +349,7 @@ impl Core {
             channel.unanswered += 1;
             let unsent = channel.out.waiting();
             self.shards.handle(now, Event::Published { shard, channel: key, batch }, &mut self.effects);
-            return if unsent > self.config.admission.ack_out_bytes_max { Stop::Stalled } else { Stop::Drained };
+            return if unsent > self.config.admission.ack_out_bytes_max { Stop::Held } else { Stop::Drained };
         }
         let to = usize::from(owner.0);
         if self.forwarded[to] >= self.config.admission.forwarded_max || self.outbox_waits(to) {
@@ -398,7 +406,10 @@ impl Core {
         }
     }
 
-    pub(crate) fn flush_acks(&mut self, links: &mut impl Links) {
+    /// Sends gathered acks. Returns whether a channel that was held may be read again.
+    pub(crate) fn flush_acks(&mut self, links: &mut impl Links) -> bool {
+        let ack_out_bytes_max = self.config.admission.ack_out_bytes_max;
+        let mut freed = false;
         let mut queue = std::mem::take(&mut self.ack_queue);
         for (conn, stream) in queue.drain(..) {
             let Some(channel) = self.channel(conn, stream) else { continue };
@@ -415,13 +426,23 @@ impl Core {
                     let _ = links.stream_send(conn, stream, &[], true);
                     self.drop_channel(conn, stream);
                 }
-                Ok(_) | Err(LinkError::WouldBlock) => {}
+                Ok(_) | Err(LinkError::WouldBlock) => {
+                    let may_go_on =
+                        channel.out.waiting() <= ack_out_bytes_max && channel.phase != ChannelPhase::Opening;
+                    if channel.held && may_go_on {
+                        channel.held = false;
+                        channel.stalled = true;
+                        freed = true;
+                        self.stalled.push_back((conn, stream));
+                    }
+                }
                 Err(_) => self.drop_channel(conn, stream),
             }
         }
         if self.ack_queue.is_empty() {
             self.ack_queue = queue;
         }
+        freed
     }
 
     /// Reads again what a bound stopped.
