@@ -202,7 +202,10 @@ impl Core {
     }
 
     fn end_session(&mut self, session: Session) {
-        for sub in session.subs.into_values() {
+        // In order of their numbers: the order of a hash map would not be the same in the next run.
+        let mut subs: Vec<_> = session.subs.into_iter().collect();
+        subs.sort_unstable_by_key(|(id, _)| *id);
+        for (_, sub) in subs {
             self.fan_out.unsubscribe(sub.key);
         }
         for channel in session.channels.into_values() {

@@ -199,7 +199,8 @@ impl Core {
         let welcome = Welcome { principal: principal.as_str().to_string(), ..welcome };
         Frame::Welcome(welcome).encode(0, session.control_out.buffer());
         // Channels that arrived before Hello are read now.
-        let early: Vec<u64> = session.channels.keys().copied().collect();
+        let mut early: Vec<u64> = session.channels.keys().copied().collect();
+        early.sort_unstable();
         self.stalled.extend(early.into_iter().map(|stream| (conn, stream)));
         self.queue_control(conn);
     }
@@ -422,8 +423,9 @@ impl Core {
         if session.shared == Some(stream) {
             session.shared = None;
         }
-        let ended: Vec<(SubscriptionId, SubKey)> =
+        let mut ended: Vec<(SubscriptionId, SubKey)> =
             session.subs.iter().filter(|(_, sub)| sub.stream == stream).map(|(id, sub)| (*id, sub.key)).collect();
+        ended.sort_unstable_by_key(|(id, _)| *id);
         for (id, key) in ended {
             self.fan_out.unsubscribe(key);
             self.forget_subscription(conn, id);
