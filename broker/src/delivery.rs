@@ -122,7 +122,8 @@ impl Core {
         let Some(delivery) = sessions.get(conn).and_then(|it| it.delivery_stream(stream)) else { return };
         delivery.queued = false;
         match delivery.out.flush(conn, stream, links) {
-            Ok(true) => {}
+            // After a send that was not short no room is announced, whatever was said before.
+            Ok(true) => delivery.blocked = false,
             Ok(false) => {
                 delivery.blocked = true;
                 return;
