@@ -70,6 +70,17 @@ impl Readiness {
     }
 }
 
+/// Longest a question for numbers waits for the cores; then it is answered with what is known.
+const FRESH: Duration = Duration::from_millis(200);
+
+/// A question that waits until every core told its newest numbers.
+struct Question {
+    ticket: u64,
+    asked: Instant,
+    core: usize,
+    message: ToControl,
+}
+
 /// What the control thread is made of.
 pub struct ControlSettings {
     /// Cores of the broker.
@@ -92,6 +103,10 @@ pub struct ControlThread {
     port: MeshPort<MeshMessage>,
     outboxes: Vec<VecDeque<MeshMessage>>,
     connections: Vec<u32>,
+    questions: VecDeque<Question>,
+    /// Last ticket given, and the last each core answered.
+    ticket: u64,
+    answered: Vec<u64>,
     started: Instant,
     readiness: Arc<Readiness>,
 }
@@ -110,6 +125,9 @@ impl ControlThread {
             port,
             outboxes: (0..cores).map(|_| VecDeque::new()).collect(),
             connections: vec![0; cores],
+            questions: VecDeque::new(),
+            ticket: 0,
+            answered: vec![0; cores],
             started: Instant::now(),
             readiness,
             settings,
@@ -176,7 +194,34 @@ impl ControlThread {
         done
     }
 
+    /// Questions for numbers are asked of the cores first, so that who has just published finds his records counted.
     fn on_message(&mut self, core: usize, message: ToControl) {
+        let wants_numbers = matches!(
+            &message,
+            ToControl::Stats { .. } | ToControl::Admin { command: Command::DescribeStream { .. }, .. }
+        );
+        if !wants_numbers {
+            return self.handle(core, message);
+        }
+        self.ticket += 1;
+        let ticket = self.ticket;
+        self.questions.push_back(Question { ticket, asked: Instant::now(), core, message });
+        for other in 0..usize::from(self.settings.cores) {
+            self.send(other, FromControl::ReportNow { ticket });
+        }
+    }
+
+    /// Answers the questions that every core has reported for, or that waited long enough.
+    fn answer_questions(&mut self) {
+        let everyone = self.answered.iter().copied().min().unwrap_or(u64::MAX);
+        while self.questions.front().is_some_and(|it| it.ticket <= everyone || it.asked.elapsed() >= FRESH) {
+            if let Some(Question { core, message, .. }) = self.questions.pop_front() {
+                self.handle(core, message);
+            }
+        }
+    }
+
+    fn handle(&mut self, core: usize, message: ToControl) {
         match message {
             ToControl::Admin { conn, request_id, principal, idempotency_key, command } => {
                 self.on_admin(core, conn, request_id, &principal, idempotency_key, command);
@@ -190,6 +235,7 @@ impl ControlThread {
             ToControl::NeedProducers => self.allocate_producers(CoreId(core as u8)),
             ToControl::Report(report) => {
                 self.connections[core] = report.connections;
+                self.answered[core] = self.answered[core].max(report.ticket);
                 self.stats.take(&report);
             }
         }
@@ -238,6 +284,7 @@ impl ControlThread {
             tokio::select! {
                 () = poll_fn(|cx| self.port.poll_mail(cx)) => {}
                 () = tokio::time::sleep(RETRY), if !flushed => {}
+                () = tokio::time::sleep(FRESH), if !self.questions.is_empty() => {}
                 _ = terminate.recv(), if draining.is_none() => draining = Some(self.drain("SIGTERM")),
                 _ = interrupt.recv() => match draining {
                     None => draining = Some(self.drain("SIGINT")),
@@ -254,6 +301,7 @@ impl ControlThread {
                     self.on_message(from, *message);
                 }
             }
+            self.answer_questions();
             if draining.is_some() && self.connections.iter().all(|count| *count == 0) {
                 break;
             }

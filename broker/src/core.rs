@@ -104,6 +104,9 @@ pub struct Core {
     pub(crate) producers_requested: bool,
     next_report: Time,
     reported_sessions: usize,
+    /// The control thread wants a report now, and what it is to carry.
+    report_asked: bool,
+    report_ticket: u64,
     draining: bool,
     stopped: bool,
     /// Scratch for one read and one write; lent to the work that needs it.
@@ -142,6 +145,8 @@ impl Core {
             producers_requested: false,
             next_report: Time(0),
             reported_sessions: 0,
+            report_asked: false,
+            report_ticket: 0,
             draining: false,
             stopped: false,
             read_scratch: vec![0; READ_BYTES],
@@ -334,6 +339,10 @@ impl Core {
             }
             FromControl::Producers { first, count } => self.on_producers(first, count),
             FromControl::Drain { drain_ms } => self.drain(drain_ms),
+            FromControl::ReportNow { ticket } => {
+                self.report_ticket = ticket;
+                self.report_asked = true;
+            }
             FromControl::ReloadTls(_) => {}
             FromControl::Stop => self.stopped = true,
         }
@@ -371,7 +380,7 @@ impl Core {
         let more = self.has_deliveries();
         let freed = self.flush_acks(links);
         self.flush_control(links);
-        if now.time >= self.next_report {
+        if now.time >= self.next_report || self.report_asked {
             self.report(now, links);
         }
         more || freed
@@ -391,7 +400,10 @@ impl Core {
     }
 
     fn is_report_due(&self) -> bool {
-        self.shards.has_touched() || self.fan_out.has_touched() || self.sessions.count() != self.reported_sessions
+        self.report_asked
+            || self.shards.has_touched()
+            || self.fan_out.has_touched()
+            || self.sessions.count() != self.reported_sessions
     }
 
     fn settle(&mut self, now: Now, links: &mut impl Links) {
@@ -593,9 +605,14 @@ impl Core {
         if !self.is_report_due() {
             return;
         }
+        self.report_asked = false;
         self.reported_sessions = self.sessions.count();
         let me = self.config.me;
-        let mut report = CoreReport { connections: self.sessions.count() as u32, ..CoreReport::default() };
+        let mut report = CoreReport {
+            ticket: self.report_ticket,
+            connections: self.sessions.count() as u32,
+            ..CoreReport::default()
+        };
         let Core { shards, fan_out, routes, .. } = self;
         shards.take_touched(|shard| {
             let config = shard.config();

@@ -136,6 +136,11 @@ pub enum FromControl {
         /// Time left, ms.
         drain_ms: u32,
     },
+    /// Somebody asks for numbers: report what changed now.
+    ReportNow {
+        /// Comes back in the report.
+        ticket: u64,
+    },
     /// New certificates for new handshakes; the loop takes it, not the core.
     ReloadTls(Arc<felix_quic::ServerTls>),
     /// Close everything and stop the core's loop.
@@ -145,6 +150,8 @@ pub enum FromControl {
 /// What changed on a core since its last report. Rows are absolute, not differences.
 #[derive(Clone, Debug, Default)]
 pub struct CoreReport {
+    /// Last `ReportNow` that this answers; 0: none yet.
+    pub ticket: u64,
     /// Connections now.
     pub connections: u32,
     /// Shards owned here that changed.
