@@ -124,7 +124,7 @@ fn the_http_door_answers_and_refuses() {
 fn sigterm_drains_and_tells_clients() {
     let folder = Folder::new("drain");
     let mut broker = start(&folder.0);
-    let context = Context::load(&folder.0.join("context.toml")).unwrap();
+    let context = Context::load(folder.0.join("context.toml")).unwrap();
     let client = Client::connect(ClientConfig::from_context(&context).unwrap()).unwrap();
     let name = StreamName::parse("a/b/c").unwrap();
     let spec = felix_client::protocol::metadata::StreamSpec { shards: 2, ..Default::default() };
@@ -165,7 +165,7 @@ fn sighup_takes_new_certificates_and_keeps_the_old_ones_if_they_are_bad() {
     signal(&broker, "-HUP");
     let log = || fs::read_to_string(folder.0.join("log")).unwrap();
     wait_for("the log tells of bad files", || log().contains("not reloaded"));
-    let context = Context::load(&folder.0.join("context.toml")).unwrap();
+    let context = Context::load(folder.0.join("context.toml")).unwrap();
     Client::connect(ClientConfig::from_context(&context).unwrap()).expect("the old certificate still serves").close();
     // A chain of twice the same certificate is another file with the same meaning.
     fs::write(&cert, [good.as_slice(), good.as_slice()].concat()).unwrap();
