@@ -387,6 +387,14 @@ class Client:
     def stats(self, after=""):
         return w.read_stats(self.request(lambda id_: w.get_stats(id_, after)))
 
+    def stats_of(self, stream):
+        after = ""
+        while True:
+            page = self.stats(after)
+            if stream in page.rows or not page.more:
+                return page.rows.get(stream)
+            after = max(page.rows)
+
     def raw_channel(self):
         return self.channels[self.open_stream()]
 

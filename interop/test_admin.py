@@ -152,16 +152,7 @@ def test_statistics(any_broker, connect, stream):
     sub = client.subscribe(s)
     sub.until(5)
 
-    def row():
-        after, rows = "", {}
-        while True:
-            page = client.stats(after)
-            rows |= page.rows
-            if not page.more:
-                return rows.get(s)
-            after = max(page.rows)
-
-    client.wait(lambda: (r := row()) and r.records_in == 5 and r.records_out == 5 and client.stats().connections, 5, "statistics")
-    r = row()
+    client.wait(lambda: (r := client.stats_of(s)) and r.records_in == r.records_out == 5 and client.stats().connections, 5, "statistics")
+    r = client.stats_of(s)
     assert r.subscriptions == 1 and r.lag_records_max == 0 and r.gap_records == 0
     assert r.bytes_in == r.bytes_out == r.retained_bytes == len(body) + 80

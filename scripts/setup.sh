@@ -19,8 +19,10 @@ build() {
     command -v cmake >/dev/null || missing+=(cmake)
     command -v make >/dev/null || missing+=(make)
     command -v git >/dev/null || missing+=(git)
-    # bindgen, for the TLS library, loads libclang at build time.
-    if ! compgen -G "/usr/lib/llvm-*/lib/libclang*.so*" >/dev/null && ! ldconfig -p | grep -q libclang; then
+    # bindgen, for the TLS library, loads libclang at build time. libclang-cpp is another library.
+    if [ -z "${LIBCLANG_PATH:-}" ] && ! ldconfig -p | grep -qE 'libclang(-[0-9.]+)?\.so' \
+        && ! compgen -G "/usr/lib/llvm-*/lib/libclang.so*" >/dev/null \
+        && ! compgen -G "/usr/lib/llvm-*/lib/libclang-[0-9]*.so*" >/dev/null; then
         missing+=(libclang-dev)
     fi
     [ ${#missing[@]} -eq 0 ] || install "${missing[@]}"
