@@ -310,8 +310,8 @@ class Client:
             raise Closed(f"{self.closed} while waiting for {what}; control: {list(self.control)}")
         return value
 
-    def wait_closed(self, timeout=5.0):
-        self.loop.wait(lambda: self.closed, timeout, "close of the connection")
+    def wait_closed(self, timeout=5.0, what="close of the connection"):
+        self.loop.wait(lambda: self.closed, timeout, what)
         return self.closed
 
     def hold_flow_control(self):

@@ -79,7 +79,7 @@ GREETINGS = {
     "hello-body-of-the-future": (w.hello(low=2, high=9), "UnsupportedVersion"),
     "envelope-of-the-future": (w.hello(version=77), "UnsupportedVersion"),
     "envelope-version-0": (w.hello(version=0), "UnsupportedVersion"),
-    "high-below-low": (w.hello(low=1, high=0), "MalformedFrame"),
+    "high-below-low": (w.hello(low=1, high=0), "UnsupportedVersion"),
     "not-hello": (w.get_route(5, "a/b/c"), "HandshakeRequired"),
     "not-hello-admin": (w.admin(5, w.list_tenants()), "HandshakeRequired"),
     "welcome": (w.frame(w.WELCOME, 0, bytes(100)), "UnexpectedFrame"),
@@ -102,8 +102,9 @@ def test_bad_greetings(broker, good, raw, what):
     client.send(client.open_stream(), data)
     if code is None:
         assert client.wait_closed()[0] in w.CODE_NAMES
-    elif code == "HandshakeRequired" or what == "welcome":
-        assert client.wait_closed()[0] in (CODE[code], CODE["HandshakeRequired"])
+    elif what == "welcome":
+        # A reader may look at the body first, or at what the frame is.
+        assert client.wait_closed()[0] in (CODE[code], CODE["HandshakeRequired"], CODE["MalformedFrame"])
     else:
         closes(client, code)
 
@@ -235,7 +236,7 @@ def test_channels_misused(broker, good, connect, stream):
         client = connect(broker)
         channel = client.raw_channel()
         channel.send(data)
-        closed = client.wait_closed()
+        closed = client.wait_closed(what=f"close for {data[:40].hex()}")
         assert closed[0] in [CODE[c] for c in codes], f"{closed}, {codes} wanted for {data[:40].hex()}"
 
 

@@ -107,6 +107,8 @@ pub struct ControlThread {
     /// Last ticket given, and the last each core answered.
     ticket: u64,
     answered: Vec<u64>,
+    /// The ticket that was given when the drain began.
+    drain_ticket: u64,
     started: Instant,
     readiness: Arc<Readiness>,
 }
@@ -128,6 +130,7 @@ impl ControlThread {
             questions: VecDeque::new(),
             ticket: 0,
             answered: vec![0; cores],
+            drain_ticket: 0,
             started: Instant::now(),
             readiness,
             settings,
@@ -302,7 +305,7 @@ impl ControlThread {
                 }
             }
             self.answer_questions();
-            if draining.is_some() && self.connections.iter().all(|count| *count == 0) {
+            if draining.is_some() && self.everyone_left() {
                 break;
             }
         }
@@ -320,13 +323,22 @@ impl ControlThread {
         Ok(())
     }
 
+    /// No connection is left, as told by every core after the drain began: an older report may not know the newest ones.
+    fn everyone_left(&self) -> bool {
+        self.answered.iter().all(|ticket| *ticket >= self.drain_ticket)
+            && self.connections.iter().all(|count| *count == 0)
+    }
+
     fn drain(&mut self, why: &str) -> tokio::time::Instant {
         let left: u32 = self.connections.iter().sum();
         crate::log::info("draining", &[("signal", why), ("connections", &left.to_string())]);
         self.readiness.set_draining();
         let drain_ms = self.settings.drain.as_millis() as u32;
+        self.ticket += 1;
+        self.drain_ticket = self.ticket;
         for core in 0..usize::from(self.settings.cores) {
             self.send(core, FromControl::Drain { drain_ms });
+            self.send(core, FromControl::ReportNow { ticket: self.drain_ticket });
         }
         tokio::time::Instant::now() + self.settings.drain
     }

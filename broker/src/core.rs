@@ -253,7 +253,7 @@ impl Core {
             links.close(conn, ErrorCode::NoError.number(), "the control stream ended");
             self.on_closed(conn);
         } else if stream & 0b10 == 0 {
-            self.drop_channel(conn, stream);
+            self.abandon_channel(conn, stream, links);
         } else {
             self.drop_delivery_stream(conn, stream);
         }

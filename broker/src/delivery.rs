@@ -219,6 +219,7 @@ impl Core {
                         Err(LinkError::TooLarge) => {
                             let mode = fan_out.get(key).map(|sub| sub.mode);
                             if mode == Some(DeliveryMode::DatagramOrGap) {
+                                fan_out.refund(key, scratch.len() - DELIVER_PREFIX_BYTES);
                                 as_gap(scratch);
                                 let _ = links.datagram_send(conn, scratch);
                             } else if let Some(stream) = session.shared

@@ -102,7 +102,7 @@ impl Core {
                     return Stop::Drained;
                 }
                 Err(_) => {
-                    self.drop_channel(conn, stream);
+                    self.abandon_channel(conn, stream, links);
                     return Stop::Gone;
                 }
             };
@@ -436,7 +436,7 @@ impl Core {
                         self.stalled.push_back((conn, stream));
                     }
                 }
-                Err(_) => self.drop_channel(conn, stream),
+                Err(_) => self.abandon_channel(conn, stream, links),
             }
         }
         if self.ack_queue.is_empty() {
@@ -476,6 +476,14 @@ impl Core {
         channel.readable = false;
         channel.finished = true;
         self.queue_acks(conn, stream);
+    }
+
+    /// The client reset or stopped a channel: our side of the stream ends too, else the transport keeps it for the life
+    /// of the connection and the client's stream credit never comes back.
+    pub(crate) fn abandon_channel(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) {
+        self.drop_channel(conn, stream);
+        links.reset(conn, stream, ErrorCode::NoError.number());
+        links.stop_reading(conn, stream, ErrorCode::NoError.number());
     }
 
     pub(crate) fn drop_channel(&mut self, conn: ConnKey, stream: u64) {

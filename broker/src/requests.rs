@@ -102,6 +102,9 @@ impl Core {
             // An argument that is wrong spoils its request, not the connection.
             Err(error) if error.code().class() == Class::Reject && self.is_ready(conn) => {
                 let request_id = split_frame(frame).map_or(0, |(envelope, _)| envelope.request_id);
+                if request_id == 0 {
+                    return self.fail_unnumbered(conn, links);
+                }
                 return self.refuse(conn, request_id, error.code(), error.to_string());
             }
             Err(error) => return self.fail_session(conn, error.code(), &error.to_string(), links),
@@ -113,6 +116,15 @@ impl Core {
             (SessionState::AwaitHello { .. }, _) => {
                 self.fail_session(conn, ErrorCode::HandshakeRequired, "the first frame must be Hello", links);
             }
+            (
+                _,
+                Frame::GetRoute { .. }
+                | Frame::GetProducer
+                | Frame::Subscribe(_)
+                | Frame::Unsubscribe
+                | Frame::Admin(_)
+                | Frame::GetStats { .. },
+            ) if request_id == 0 => self.fail_unnumbered(conn, links),
             (_, Frame::GetRoute { stream_name }) => self.on_get_route(conn, request_id, &stream_name),
             (_, Frame::GetProducer) => self.on_get_producer(conn, request_id, links),
             (_, Frame::Subscribe(subscribe)) => {
@@ -146,6 +158,11 @@ impl Core {
             }
             (_, _) => self.fail_session(conn, ErrorCode::UnexpectedFrame, "this frame is not for a broker", links),
         }
+    }
+
+    /// An answer under number 0 would say that the connection is being closed; so it is.
+    fn fail_unnumbered(&mut self, conn: ConnKey, links: &mut impl Links) {
+        self.fail_session(conn, ErrorCode::MalformedFrame, "a request needs a number other than 0", links);
     }
 
     fn on_hello(&mut self, now: Now, conn: ConnKey, hello: &Hello<'_>, links: &mut impl Links) {
@@ -303,8 +320,8 @@ impl Core {
         let core_full = self.fan_out.count() >= admission.core_subscriptions_max;
         let id = SubscriptionId(request_id);
         let session = self.sessions.get(conn).ok_or(Refusal(ErrorCode::Internal, String::new()))?;
-        if request_id == 0 || session.subs.contains_key(&id) {
-            let detail = format!("subscription {request_id} is in use or zero; choose another number");
+        if session.subs.contains_key(&id) {
+            let detail = format!("subscription {request_id} is in use; choose another number");
             return Err(Refusal(ErrorCode::SubscriptionInUse, detail));
         }
         if core_full || session.subs.len() >= admission.subscriptions_max as usize {

@@ -402,6 +402,13 @@ impl FanOut {
         }
     }
 
+    /// Bytes of a frame that did not go out after all: what was sent in its place is smaller.
+    pub fn refund(&mut self, key: SubKey, bytes: usize) {
+        if let Some(sub) = self.get_mut(key) {
+            sub.refund(bytes);
+        }
+    }
+
     /// What a scheduled subscriber gets next. After `Wait` or `Closed` it is not scheduled any more.
     pub fn next(&mut self, now: Now, key: SubKey) -> Next<'_> {
         let FanOut { tails, slots, requests, deriver, single, counters, limits, .. } = self;

@@ -169,6 +169,10 @@ impl Subscription {
         self.sent_bytes += frame_bytes as u64;
     }
 
+    pub(crate) fn refund(&mut self, bytes: usize) {
+        self.sent_bytes -= bytes as u64;
+    }
+
     /// Tells everything up to `to`: number and range of the delivery.
     pub(crate) fn tell(&mut self, to: Offset) -> (u64, OffsetRange) {
         assert!(self.told < to, "a delivery must move forward: {} to {to}", self.told);

@@ -20,6 +20,10 @@ use std::mem::{size_of, size_of_val, zeroed};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long sockets of a killed broker may outlive it (seen: some tens of milliseconds).
+const LINGER: Duration = Duration::from_secs(1);
 
 /// How often an automatically chosen port may be snatched away before the group is bound.
 const PORT_TRIES: usize = 8;
@@ -163,7 +167,7 @@ impl SocketGroup {
             addr = trial(addr)?;
         }
         let lock = lock(lock_dir, addr)?;
-        trial(addr)?;
+        patient_trial(addr)?;
         let mut keep = Vec::with_capacity(usize::from(cores));
         let mut sockets = Vec::with_capacity(usize::from(cores));
         let mut granted = None;
@@ -209,6 +213,18 @@ fn trial(addr: SocketAddr) -> Result<SocketAddr, BindError> {
     let fd = open(addr).map_err(|source| BindError::Socket { step: "open a socket", addr, source })?;
     bind(&fd, addr).map_err(|source| in_use(addr, "bind", source))?;
     name(&fd).map_err(|source| BindError::Socket { step: "read the port", addr, source })
+}
+
+/// The lock is ours, so a broker that had the port is dead; but the kernel lets go of sockets that its io_uring requests
+/// held some time after a SIGKILL. A supervisor that restarts at once must not fail for that.
+fn patient_trial(addr: SocketAddr) -> Result<SocketAddr, BindError> {
+    let give_up = Instant::now() + LINGER;
+    loop {
+        match trial(addr) {
+            Err(BindError::InUse { .. }) if Instant::now() < give_up => std::thread::sleep(LINGER / 50),
+            result => return result,
+        }
+    }
 }
 
 fn in_use(addr: SocketAddr, step: &'static str, source: io::Error) -> BindError {

@@ -277,17 +277,23 @@ impl<'a> Frame<'a> {
                 Frame::Route(Route { routing_version, stream, batch_bytes_max, shards })
             }
             FrameType::RouteChanged => Frame::RouteChanged { routing_version: r.u64()? },
-            FrameType::OpenChannel => Frame::OpenChannel(OpenChannel {
-                stream_name: read_stream_name(r)?,
-                stream: optional_id(r.u64()?),
-                shard_index: ShardIndex(r.u32()?),
-                flags: match r.u8()? {
-                    flags if flags & !(CHANNEL_ACKS | CHANNEL_KEYED) == 0 => flags,
-                    _ => return Err(DecodeError::BadField("channel flags")),
-                },
-                producer: ProducerId(r.u64()?),
-                producer_epoch: ProducerEpoch(r.u32()?),
-            }),
+            FrameType::OpenChannel => {
+                let open = OpenChannel {
+                    stream_name: read_stream_name(r)?,
+                    stream: optional_id(r.u64()?),
+                    shard_index: ShardIndex(r.u32()?),
+                    flags: match r.u8()? {
+                        flags if flags & !(CHANNEL_ACKS | CHANNEL_KEYED) == 0 => flags,
+                        _ => return Err(DecodeError::BadField("channel flags")),
+                    },
+                    producer: ProducerId(r.u64()?),
+                    producer_epoch: ProducerEpoch(r.u32()?),
+                };
+                if open.producer == ProducerId(0) && open.producer_epoch != ProducerEpoch(0) {
+                    return Err(DecodeError::BadField("producer epoch of an anonymous channel"));
+                }
+                Frame::OpenChannel(open)
+            }
             FrameType::ChannelOpened => Frame::ChannelOpened(ChannelOpened {
                 stream: StreamId(r.u64()?),
                 shard: ShardId(r.u64()?),
