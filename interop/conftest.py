@@ -111,12 +111,12 @@ class Broker:
         return value
 
     def settled(self, name, loop=None):
-        """A metric after it stood still for a while."""
-        value = self.metric(name)
-        for _ in range(40):
+        """A metric after it stood still for longer than the half second that an idle core may leave it as it was."""
+        value, still = self.metric(name), 0
+        while still < 5:
             loop.idle(0.15) if loop else time.sleep(0.15)
-            if (now := self.metric(name)) == value:
-                break
+            now = self.metric(name)
+            still = still + 1 if now == value else 0
             value = now
         return value
 
