@@ -23,7 +23,7 @@ use crate::message::{FromControl, MeshMessage};
 use crate::metrics::CoreMetrics;
 use crate::principal::principal_of;
 use felix_protocol::time::{Now, Time, Timestamp};
-use felix_quic::{ConnId, DatagramError, Endpoint, Event, Route, StreamError};
+use felix_quic::{ConnId, DatagramError, Endpoint, Event, LentBytes, Route, StreamError};
 use felix_shard::event::ConnKey;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,6 +104,10 @@ impl Links for RealLinks<'_> {
 
     fn stream_send(&mut self, conn: ConnKey, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, LinkError> {
         self.endpoint.stream_send(id(conn), stream, bytes, fin).map_err(link_error)
+    }
+
+    fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError> {
+        self.endpoint.stream_lend(id(conn), stream, bytes).map_err(link_error)
     }
 
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize {
