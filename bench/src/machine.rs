@@ -4,8 +4,9 @@
 //!
 //! **Never**: wall time taken for CPU time.
 //!
-//! **See**: `fanout.rs`.
+//! **See**: `cell.rs`.
 
+use crate::report::Report;
 use crate::servers::Server;
 use crate::{Common, Error};
 use std::fs;
@@ -36,6 +37,28 @@ pub fn steal() -> (u64, u64) {
     (ticks.get(7).copied().unwrap_or(0), ticks.iter().sum())
 }
 
+/// The monotonic clock, the same for all processes of this machine.
+pub fn now_ns() -> u64 {
+    // SAFETY: the out-parameter is a plain struct, alive through the call; the monotonic clock always exists.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+        time
+    };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Lets this process open as many sockets as it may.
+pub fn raise_open_files() {
+    // SAFETY: plain structs, alive through the calls. A refusal shows when sockets run out.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
+}
+
 /// Pins this thread.
 pub fn pin(cpu: usize) -> Result<(), Error> {
     // SAFETY: a cpu_set_t is a bit array, for which all zeros is a value; CPU_SET writes within it.
@@ -58,13 +81,13 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Measures the CPU of an idle broker.
-pub fn idle(common: &Common, seconds: u64) -> Result<(), Error> {
+pub fn idle(common: &Common) -> Result<(), Error> {
     let server = Server::broker(common)?;
     std::thread::sleep(Duration::from_secs(2));
     let (before, started) = (cpu_ns(server.pid())?, Instant::now());
-    std::thread::sleep(Duration::from_secs(seconds));
+    std::thread::sleep(Duration::from_secs(common.seconds));
     let share = (cpu_ns(server.pid())? - before) as f64 / started.elapsed().as_nanos() as f64;
     println!("idle broker, {}: {:.3} % of a CPU", common.wait.name(), share * 100.0);
-    println!("{}", serde_json::json!({"bench": "idle", "wait": common.wait.name(), "cpu_percent": share * 100.0}));
-    Ok(())
+    let line = serde_json::json!({"wait": common.wait.name(), "cpu_percent": share * 100.0});
+    Report::of(common, 0)?.json("idle", &line)
 }
