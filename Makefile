@@ -54,13 +54,14 @@ bench: build ## reproduce the numbers: bench/RESULTS.md and bench/plots (under 1
 
 bench-check: build ## instructions, allocations and cost beside the bare relay, against bench/baselines
 	@scripts/setup.sh valgrind
-	$(CARGO) test --release --locked -p felix-bench --test baselines -- --nocapture
+	$(CARGO) test --workspace --release --locked --test baselines -- --nocapture
 	target/release/felix-bench check
 
 bench-baselines: setup ## write what this build needs into bench/baselines, both profiles
 	@scripts/setup.sh valgrind
-	FELIX_BENCH_WRITE=1 $(CARGO) test --locked -p felix-bench --test baselines -- --nocapture
-	FELIX_BENCH_WRITE=1 $(CARGO) test --release --locked -p felix-bench --test baselines -- --nocapture
+	$(CARGO) build --locked --examples && $(CARGO) build --release --locked --examples
+	FELIX_BENCH_WRITE=1 $(CARGO) test --workspace --locked --test baselines -- --nocapture
+	FELIX_BENCH_WRITE=1 $(CARGO) test --workspace --release --locked --test baselines -- --nocapture
 
 bench-compare: build ## this tree against another revision: make bench-compare BASE=main RUNS=8
 	@scripts/bench-compare.sh $(or $(BASE),main) --runs $(or $(RUNS),8)

@@ -1,7 +1,7 @@
 //! **What**: one cell of a table: one system, one load, one run; started, warmed up, measured, ended.
 //!
 //! ```text
-//! start server -> connect -> settle -> warm-up -> settle -> [cpu, steal] load until all arrived [cpu, steal] -> settle -> work
+//! start server -> connect -> settle -> warm-up -> settle -> [cpu, ticks] load until all arrived [cpu, ticks] -> settle -> work
 //! ```
 //!
 //! **Invariants**: the same steps for every system. A run with steal over 2 % is void.
@@ -11,7 +11,7 @@
 //! **See**: `series.rs` (runs in turn), `load.rs`.
 
 use crate::load::{Load, Phase, Tally};
-use crate::machine::{cpu_ns, now_ns, rss_bytes, steal};
+use crate::machine::{Ticks, cpu_ns, now_ns, rss_bytes};
 use crate::party::System;
 use crate::roles::{Crew, Part};
 use crate::servers::{Server, WORK_IS_TOLD_AFTER};
@@ -96,6 +96,8 @@ pub struct Row {
     pub client_busy_percent: f64,
     /// Taken by the hypervisor.
     pub steal_percent: f64,
+    /// CPU time of all CPUs that neither server nor clients used: what else ran on this machine.
+    pub others_percent: f64,
     /// Memory of the serving process at the end.
     pub server_rss_mib: f64,
     /// Records that a throttled subscriber got.
@@ -128,7 +130,7 @@ impl Row {
         let void = if self.is_void() { "  VOID (steal)" } else { "" };
         format!(
             "{:<13} {:>4} subs {:>5} B {:>9} p50 {:>8.1} p99 {:>8.1} p99.9 {:>8.1} us  {:>9.0}/s  cost {:>6.0} ns  \
-             clients {:>3.0} %  steal {:.1} %{lost}{void}",
+             clients {:>3.0} %  others {:.0} %  steal {:.1} %{lost}{void}",
             format!("{}{}", self.system.name(), self.build),
             self.subscribers,
             self.value_bytes,
@@ -139,6 +141,7 @@ impl Row {
             self.deliveries_per_s,
             self.cost_ns(),
             self.client_busy_percent,
+            self.others_percent,
             self.steal_percent,
         )
     }
@@ -188,14 +191,16 @@ pub fn measure(common: &Common, cell: &Cell, server: &Server) -> Result<Row, Err
     crew.settle(WORK_IS_TOLD_AFTER)?;
 
     let work_before = server.work_ns()?;
-    let (steal_before, total_before) = steal();
     let cpu_before = cpu_ns(server.pid())?;
+    let clients_before = crew.cpu_ns()?;
+    let ticks_before = Ticks::now();
     phase.start_ns = now_ns() + START_AHEAD_NS;
     phase.length = Duration::from_secs(common.seconds).max(Duration::from_millis(500));
     phase.lead_in = LEAD_IN;
     let tally = crew.run(&phase)?;
     let cpu = cpu_ns(server.pid())? - cpu_before;
-    let (steal_after, total_after) = steal();
+    let clients_cpu = crew.cpu_ns()? - clients_before;
+    let ticks = Ticks::now();
     let rss = rss_bytes(server.pid())?;
     crew.settle(WORK_IS_TOLD_AFTER)?;
     let work = match (server.work_ns()?, work_before) {
@@ -230,7 +235,8 @@ pub fn measure(common: &Common, cell: &Cell, server: &Server) -> Result<Row, Err
         work_ns_per_delivery: work.map(|work| work as f64 / deliveries),
         records_per_flush: tally.sent as f64 / tally.flushes.max(1) as f64,
         client_busy_percent: tally.busy_ns as f64 / tally.wall_ns.max(1) as f64 * 100.0,
-        steal_percent: (steal_after - steal_before) as f64 / (total_after - total_before).max(1) as f64 * 100.0,
+        steal_percent: ticks.steal_percent(ticks_before),
+        others_percent: ticks.others_percent(ticks_before, cpu + clients_cpu),
         server_rss_mib: rss as f64 / (1 << 20) as f64,
         throttled_deliveries: tally.throttled_deliveries,
         settings: server.settings.clone(),

@@ -10,7 +10,7 @@
 
 use crate::Error;
 use crate::load::{Clients, Load, Phase, Tally};
-use crate::machine::{pin, raise_open_files};
+use crate::machine::{cpu_ns, pin, raise_open_files};
 use crate::party::Dialler;
 use crate::servers::{CLIENT_CPU, Target};
 use hdrhistogram::Histogram;
@@ -231,6 +231,14 @@ impl Crew {
                 }
                 Ok(tally)
             }
+        }
+    }
+
+    /// CPU time of all client processes.
+    pub fn cpu_ns(&self) -> Result<u64, Error> {
+        match self {
+            Crew::Here(_) => cpu_ns(std::process::id()),
+            Crew::Apart(workers) => workers.iter().map(|it| cpu_ns(it.child.id())).sum(),
         }
     }
 

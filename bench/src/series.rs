@@ -136,6 +136,9 @@ pub fn run(
     let kept: Vec<_> = contenders.iter().zip(&rows).filter(|(_, rows)| rows.iter().any(Option::is_some)).collect();
     let summaries: Vec<Summary> =
         kept.iter().filter_map(|(contender, each)| summarise(&contender.name(), &rows[0], each)).collect();
+    if rows[0].iter().all(Option::is_none) {
+        report.say("every run of the first was void: there are no ratios");
+    }
     report.summaries(task, &summaries)?;
     Ok(summaries)
 }
@@ -206,7 +209,7 @@ pub mod tests {
             r#"{{"system":"felix","build":"","subscribers":1,"value_bytes":256,"rate":1000,"in_flight":null,"batch":1,
             "wait":"busy","cores":1,"processes":0,"udp_payload":1452,"path_mtu":1452,"p50_us":{p50_us},"p99_us":{},"p999_us":90.0,
             "max_us":99.0,"sent":10,"deliveries":10,"lost":0,"deliveries_per_s":1000.0,"cpu_ns_per_delivery":1.0,
-            "work_ns_per_delivery":{cost},"records_per_flush":1.0,"client_busy_percent":5.0,"steal_percent":0.0,
+            "work_ns_per_delivery":{cost},"records_per_flush":1.0,"client_busy_percent":5.0,"steal_percent":0.0,"others_percent":0.0,
             "server_rss_mib":10.0,"throttled_deliveries":0,"settings":"","percentiles":[[0.0,1.0],[0.9,{p50_us}]],
             "timeline":[[0.5,1.0,2.0,3.0],[1.5,1.0,2.0,3.0]]}}"#,
             p50_us * 2.0

@@ -14,7 +14,9 @@ fn profile() -> &'static str {
 
 fn workload() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_felix-bench")).parent().expect("a binary lies in a folder");
-    folder.join("examples/core_work")
+    let path = folder.join("examples/core_work");
+    assert!(path.exists(), "{} is missing: `cargo build --examples` makes it", path.display());
+    path
 }
 
 /// Deliveries and allocations of a run.
