@@ -88,11 +88,12 @@ impl Grid {
         if self.systems.is_empty() {
             self.systems.extend_from_slice(systems);
         }
+        if self.batch.is_empty() {
+            // The default batches belong to the default loads.
+            self.batch.extend_from_slice(if self.rate.is_empty() { batch } else { &[1] });
+        }
         if self.rate.is_empty() {
             self.rate.extend_from_slice(rate);
-        }
-        if self.batch.is_empty() {
-            self.batch.extend_from_slice(batch);
         }
         self
     }

@@ -127,7 +127,7 @@ pub fn table(task: &Task, summaries: &[Summary]) -> String {
             ratio(it.ratio_p99),
             ratio(it.ratio_cost),
             if it.lost > 0 { format!(" LOST {}", it.lost) } else { String::new() },
-            if it.void { " VOID" } else { "" },
+            if it.void { format!(" VOID (others {:.0} %)", it.others_percent.median) } else { String::new() },
         );
     }
     out

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Spread of one and the same above which a comparison is void, percent.
 pub const SPREAD_MAX_PERCENT: f64 = 10.0;
+/// CPU time that others used above which a comparison is void, percent of all CPUs.
+pub const OTHERS_MAX_PERCENT: f64 = 10.0;
 /// Further runs in place of one that was void.
 const RETRIES: usize = 2;
 
@@ -115,7 +117,9 @@ pub struct Summary {
     pub ratio_rate: Spread,
     /// As above.
     pub ratio_cost: Spread,
-    /// The same thing differed too much from round to round, or too few rounds counted.
+    /// CPU time that neither server nor clients used, percent of all CPUs.
+    pub others_percent: Spread,
+    /// The same thing differed too much from round to round, others used the machine, or too few rounds counted.
     pub void: bool,
 }
 
@@ -180,6 +184,8 @@ fn summarise(name: &str, first: &[Option<Row>], rows: &[Option<Row>]) -> Option<
     let (p50_us, cost_ns) = (of(|row| row.p50_us), of(Row::cost_ns));
     // What is judged is what the load measures: latency at a rate, cost and throughput otherwise.
     let judged = if counted.first()?.rate.is_some() { p50_us } else { cost_ns };
+    let others_percent = of(|row| row.others_percent);
+    let is_crowded = others_percent.median > OTHERS_MAX_PERCENT;
     Some(Summary {
         name: name.to_string(),
         last: Row { timeline: Vec::new(), percentiles: Vec::new(), ..(*counted.last()?).clone() },
@@ -195,7 +201,8 @@ fn summarise(name: &str, first: &[Option<Row>], rows: &[Option<Row>]) -> Option<
         ratio_p999: ratio(|row| row.p999_us),
         ratio_rate: ratio(|row| row.deliveries_per_s),
         ratio_cost: ratio(Row::cost_ns),
-        void: judged.percent() > SPREAD_MAX_PERCENT || counted.len() * 2 < rows.len(),
+        others_percent,
+        void: is_crowded || judged.percent() > SPREAD_MAX_PERCENT || counted.len() * 2 < rows.len(),
     })
 }
 
@@ -236,5 +243,7 @@ pub mod tests {
         assert!(!summarise("a", &steady, &steady).unwrap().void);
         let few = [Some(row(10.0, 5.0)), None, None];
         assert!(summarise("a", &steady, &few).unwrap().void);
+        let crowded = steady.clone().map(|row| row.map(|row| Row { others_percent: 30.0, ..row }));
+        assert!(summarise("a", &steady, &crowded).unwrap().void);
     }
 }
