@@ -40,8 +40,46 @@ python() {
     fi
 }
 
+# Debian starts a service when its package is installed, unless this file forbids it. One that was there comes back.
+install_without_starting() {
+    local sudo="" policy=/usr/sbin/policy-rc.d
+    [ "$(id -u)" = 0 ] || sudo="sudo"
+    [ ! -e "$policy" ] || $sudo mv "$policy" "$policy.before-felix"
+    restore_policy() {
+        $sudo rm -f "$policy"
+        [ ! -e "$policy.before-felix" ] || $sudo mv "$policy.before-felix" "$policy"
+    }
+    trap restore_policy EXIT
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
+    $sudo chmod 755 "$policy"
+    install "$@"
+    restore_policy
+    trap - EXIT
+    # Nor at the next start of the machine: the benchmark runs servers of its own.
+    if command -v systemctl >/dev/null; then
+        for service in "$@"; do $sudo systemctl disable "$service" >/dev/null 2>&1 || true; done
+    fi
+}
+
+count_instructions() {
+    command -v valgrind >/dev/null || install valgrind libc6-dbg
+}
+
+bench() {
+    local missing=()
+    command -v nats-server >/dev/null || missing+=(nats-server)
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    [ -x /usr/sbin/mosquitto ] || command -v mosquitto >/dev/null || missing+=(mosquitto)
+    [ ${#missing[@]} -eq 0 ] || install_without_starting "${missing[@]}"
+    # Plots need a font.
+    [ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || install fonts-dejavu-core
+    count_instructions
+}
+
 case "${1:-build}" in
     build) build ;;
     python) python ;;
-    *) echo "usage: setup.sh build|python" >&2; exit 2 ;;
+    valgrind) count_instructions ;;
+    bench) bench ;;
+    *) echo "usage: setup.sh build|python|valgrind|bench" >&2; exit 2 ;;
 esac

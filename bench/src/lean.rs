@@ -8,7 +8,7 @@
 //! **See**: `wire.rs`.
 
 use crate::Error;
-use crate::servers::Server;
+use crate::servers::Target;
 use felix_quic::{ClientConfig, ClientConnection, ClientTls, Connector, CoreSlot, Event, TransportConfig};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ pub struct Lean {
 }
 
 /// Certificates and transport settings of all clients of a run.
-pub fn connector(server: &Server, udp_payload: usize) -> Result<Connector, Error> {
-    let read = |name: &str| std::fs::read(server.pki.join(name));
+pub fn connector(target: &Target, udp_payload: usize) -> Result<Connector, Error> {
+    let read = |name: &str| std::fs::read(target.pki.join(name));
     let tls = ClientTls {
         ca_pem: read("ca.crt")?,
         cert_chain_pem: Some(read("admin.crt")?),
@@ -50,14 +50,14 @@ pub fn connector(server: &Server, udp_payload: usize) -> Result<Connector, Error
 
 impl Lean {
     /// Starts a connection.
-    pub fn connect(server: &Server, connector: &mut Connector) -> Result<Lean, Error> {
+    pub fn connect(target: &Target, connector: &mut Connector) -> Result<Lean, Error> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        socket.connect(server.addr)?;
+        socket.connect(target.addr)?;
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         let steer = CoreSlot { index: 0, count: 1 };
-        let conn = ClientConnection::connect(Instant::now(), connector, "localhost", local, server.addr, Some(steer))?;
-        Ok(Lean { conn, socket, local, peer: server.addr, readable: Vec::new(), connected: false, closed: None })
+        let conn = ClientConnection::connect(Instant::now(), connector, "localhost", local, target.addr, Some(steer))?;
+        Ok(Lean { conn, socket, local, peer: target.addr, readable: Vec::new(), connected: false, closed: None })
     }
 
     /// The socket, for readiness.
@@ -92,7 +92,7 @@ impl Lean {
         while let Some(event) = self.conn.poll_event() {
             match event {
                 Event::Connected { .. } => self.connected = true,
-                Event::StreamReadable { stream, .. } => self.readable.push(stream),
+                Event::StreamReadable { stream, .. } if !self.readable.contains(&stream) => self.readable.push(stream),
                 Event::Closed { reason, .. } => self.closed = Some(format!("{reason:?}")),
                 _ => {}
             }
@@ -112,6 +112,11 @@ impl Lean {
                 let _ = self.socket.send(datagram);
             }
         }
+    }
+
+    /// The handshake is complete.
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Polls until the handshake is complete.
@@ -143,9 +148,16 @@ impl Lean {
 
     /// Reads what a stream has; returns the bytes appended.
     pub fn read(&mut self, stream: u64, out: &mut Vec<u8>) -> usize {
+        self.read_at_most(stream, usize::MAX, out)
+    }
+
+    /// Reads up to `limit` bytes of what a stream has; returns the bytes appended.
+    pub fn read_at_most(&mut self, stream: u64, limit: usize, out: &mut Vec<u8>) -> usize {
         let before = out.len();
         let mut chunk = [0u8; 16 << 10];
-        while let Ok(read) = self.conn.stream_recv(stream, &mut chunk) {
+        while out.len() - before < limit {
+            let wanted = chunk.len().min(limit - (out.len() - before));
+            let Ok(read) = self.conn.stream_recv(stream, &mut chunk[..wanted]) else { break };
             out.extend_from_slice(&chunk[..read.bytes]);
         }
         out.len() - before
