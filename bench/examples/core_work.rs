@@ -17,6 +17,7 @@ use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession, ProducerEpoch,
 use felix_protocol::metadata::{Command, StreamSpec};
 use felix_protocol::names::StreamName;
 use felix_protocol::time::{Now, Time, Timestamp};
+use felix_quic::LentBytes;
 use felix_shard::event::ConnKey;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
@@ -77,6 +78,9 @@ impl Links for Outside {
             self.delivered_bytes += bytes.len() as u64;
         }
         Ok(bytes.len())
+    }
+    fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError> {
+        self.stream_send(conn, stream, (*bytes).as_ref(), false)
     }
     fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
         1 << 20

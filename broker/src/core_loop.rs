@@ -32,6 +32,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const RECEIVES_PER_TURN: usize = 4;
 /// Mesh messages of one turn.
 const MAIL_PER_TURN: usize = 1_024;
+/// Packets or trains built before they are sent: the first receivers work while the next packets are made.
+const SEND_TOGETHER: usize = 16;
 /// Turns between two copies of the counters into the metrics.
 const METRICS_EVERY: u32 = 64;
 /// Longest time the metrics of an idle core stay as they were.
@@ -297,7 +299,12 @@ impl CoreLoop {
                 })
             });
             match pushed {
-                Pushed::Added => any = true,
+                Pushed::Added => {
+                    any = true;
+                    if self.transmit.waiting() >= SEND_TOGETHER && self.transmit.flush(&self.socket).blocked {
+                        return any;
+                    }
+                }
                 Pushed::Full => {
                     if self.transmit.flush(&self.socket).blocked {
                         return any;

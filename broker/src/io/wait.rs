@@ -82,10 +82,11 @@ struct Pace {
 
 /// A pause that is not worth waiting for: a core that works less often than this parks after `spin`.
 const PAUSE_LONG: Duration = Duration::from_micros(1_500);
-/// A yield that took so long let somebody else run (one that finds nobody takes below a microsecond).
-const YIELD_LONG: Duration = Duration::from_micros(30);
+/// A yield that took so long let somebody else run for a slice. (One that finds nobody takes below a microsecond; an
+/// interrupt or a stolen moment of a virtual CPU is shorter than a slice.)
+const YIELD_LONG: Duration = Duration::from_micros(200);
 /// How long a core that met somebody else on its CPU makes no long spins.
-const CROWDED: Duration = Duration::from_millis(100);
+const CROWDED: Duration = Duration::from_millis(20);
 
 impl Pace {
     fn new(spin: Duration) -> Pace {
