@@ -1,0 +1,284 @@
+//! **What**: a job of a shard's log as a list of disk operations, one after the other, with the point at which it counts.
+//!
+//! ```text
+//! op, op, ... meta | commit | renames, removals
+//!        a failure here      a failure here leaves files behind, which is reported
+//!        changes nothing
+//! ```
+//!
+//! **Invariants**: the state of a log changes at the commit and nowhere else. A full disk before the commit undoes the job:
+//! the files it made are removed, it may be tried again. Any other failure before the commit poisons the log.
+//!
+//! **Never**: a step tried twice after it failed.
+//!
+//! **See**: `log.rs`, which owns one script at a time.
+
+use crate::disk::{DiskDone, DiskError, DiskOk, DiskOp, FileKey, FilePath, Priority, Ticket};
+use crate::format::meta::ShardMeta;
+use crate::format::names::Name;
+use crate::log::{OpenState, SegmentRef};
+use crate::queue::{DiskQueue, Slot};
+use felix_protocol::time::Timestamp;
+use std::collections::VecDeque;
+
+/// Which step failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepError {
+    /// What was tried.
+    pub step: StepKind,
+    /// Where.
+    pub path: FilePath,
+    /// What the disk said.
+    pub error: DiskError,
+}
+
+impl std::fmt::Display for StepError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {}", self.step.verb(), self.path, self.error)
+    }
+}
+
+impl std::error::Error for StepError {}
+
+/// Kinds of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum StepKind {
+    Create,
+    Open,
+    Extend,
+    Write,
+    Sync,
+    Close,
+    Replace,
+    Rename,
+    Remove,
+    /// The file is shorter than the meta says.
+    Size,
+}
+
+impl StepKind {
+    fn verb(self) -> &'static str {
+        match self {
+            StepKind::Create => "creating",
+            StepKind::Open => "opening",
+            StepKind::Extend => "growing",
+            StepKind::Write => "writing",
+            StepKind::Sync => "syncing",
+            StepKind::Close => "closing",
+            StepKind::Replace => "replacing",
+            StepKind::Rename => "renaming",
+            StepKind::Remove => "removing",
+            StepKind::Size => "checking the size of",
+        }
+    }
+}
+
+/// A step.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// An operation on the file at a path.
+    Op(FilePath, DiskOp),
+    /// Moves a file to quarantine, if it is there.
+    Quarantine(FilePath),
+    /// The job counts from here on.
+    Commit,
+}
+
+/// What a log is after a commit.
+#[derive(Debug)]
+pub(crate) struct Next {
+    pub(crate) meta: ShardMeta,
+    pub(crate) segments: SegmentsChange,
+    pub(crate) open: OpenChange,
+}
+
+/// What becomes of the list of segments.
+#[derive(Debug)]
+pub(crate) enum SegmentsChange {
+    None,
+    /// The open segment was sealed and stands at the end from now on.
+    Push(SegmentRef),
+    /// Those that begin at or after the end of the log are gone; the open one, if it stays, is sealed.
+    Cut(Option<SegmentRef>),
+    /// The first ones are gone.
+    DropFront(usize),
+    /// Those in the range of the first offset up to the second are one.
+    Merge(SegmentRef, felix_protocol::position::Offset),
+}
+
+/// What becomes of the open segment.
+#[derive(Debug)]
+pub(crate) enum OpenChange {
+    Same,
+    /// Chunks were added.
+    Grown { used_bytes: u64, size: u64, entries: Vec<crate::format::index::IndexEntry> },
+    To(Option<Box<OpenState>>),
+}
+
+/// What a step gave.
+pub(crate) enum Progress {
+    /// Wait on.
+    Waiting,
+    /// Apply this, then call `go_on`.
+    Commit(Box<Next>),
+    /// All done.
+    Finished,
+    /// Undone; may be tried again. The disk is full.
+    Undone(StepError),
+    /// It failed before the commit.
+    Poisoned(StepError),
+}
+
+/// A job on its way.
+#[derive(Debug)]
+pub(crate) struct Script {
+    steps: VecDeque<Step>,
+    under_way: Option<(Ticket, StepKind, FilePath)>,
+    next: Option<Box<Next>>,
+    created: Vec<(FileKey, FilePath)>,
+    undoing: Option<StepError>,
+    priority: Priority,
+    /// Quarantine time for renames; rises when a name is taken.
+    pub(crate) quarantine_time: Timestamp,
+    /// A file that must have at least so many bytes when it is opened.
+    pub(crate) opened_bytes_min: u64,
+    /// The buffer of a write.
+    pub(crate) buffer: Option<Vec<u8>>,
+    /// Files opened and closed, in order: what became of handles whatever becomes of the job.
+    pub(crate) handles: Vec<(FileKey, bool)>,
+    /// Files moved to quarantine.
+    pub(crate) quarantined: Vec<FilePath>,
+    /// What could not be cleaned up after the commit.
+    pub(crate) leftovers: Vec<StepError>,
+}
+
+impl Script {
+    pub(crate) fn new(steps: VecDeque<Step>, next: Option<Next>, priority: Priority, now: Timestamp) -> Script {
+        Script {
+            steps,
+            under_way: None,
+            next: next.map(Box::new),
+            created: Vec::new(),
+            undoing: None,
+            priority,
+            quarantine_time: now,
+            opened_bytes_min: 0,
+            buffer: None,
+            handles: Vec::new(),
+            quarantined: Vec::new(),
+            leftovers: Vec::new(),
+        }
+    }
+
+    /// Before the commit.
+    pub(crate) fn is_uncommitted(&self) -> bool {
+        self.next.is_some()
+    }
+
+    pub(crate) fn is_waiting_for(&self, ticket: Ticket) -> bool {
+        self.under_way.as_ref().is_some_and(|(mine, ..)| *mine == ticket)
+    }
+
+    /// Plans the next step.
+    pub(crate) fn go_on(&mut self, slot: Slot, queue: &mut DiskQueue) -> Progress {
+        let (path, op) = match self.steps.pop_front() {
+            None => match self.undoing.take() {
+                Some(error) => return Progress::Undone(error),
+                None => return Progress::Finished,
+            },
+            Some(Step::Commit) => {
+                self.created.clear();
+                return match self.next.take() {
+                    Some(next) => Progress::Commit(next),
+                    None => self.go_on(slot, queue),
+                };
+            }
+            Some(Step::Quarantine(path)) => {
+                let to = Name::quarantined(self.quarantine_time, &path).path();
+                (path.clone(), DiskOp::Rename { from: path, to })
+            }
+            Some(Step::Op(path, op)) => (path, op),
+        };
+        let kind = match &op {
+            DiskOp::Create { file, .. } => {
+                self.created.push((*file, path.clone()));
+                StepKind::Create
+            }
+            DiskOp::Open { .. } => StepKind::Open,
+            DiskOp::Extend { .. } => StepKind::Extend,
+            DiskOp::Write { .. } => StepKind::Write,
+            DiskOp::Sync { .. } => StepKind::Sync,
+            DiskOp::Close { .. } => StepKind::Close,
+            DiskOp::Replace { .. } => StepKind::Replace,
+            DiskOp::Rename { .. } => StepKind::Rename,
+            DiskOp::Remove { .. } => StepKind::Remove,
+            DiskOp::Read { .. } | DiskOp::Load { .. } | DiskOp::List { .. } => {
+                unreachable!("a script only changes things")
+            }
+        };
+        match &op {
+            DiskOp::Create { file, .. } | DiskOp::Open { file, .. } => self.handles.push((*file, true)),
+            DiskOp::Close { file } => self.handles.push((*file, false)),
+            _ => {}
+        }
+        self.under_way = Some((queue.push(slot, self.priority, op), kind, path));
+        Progress::Waiting
+    }
+
+    /// Takes the completion of the step under way.
+    pub(crate) fn on_done(&mut self, slot: Slot, done: DiskDone, queue: &mut DiskQueue) -> Progress {
+        let Some((_, step, path)) = self.under_way.take() else { return Progress::Waiting };
+        match done.result {
+            Ok(DiskOk::Opened { bytes }) if bytes < self.opened_bytes_min => {
+                let error = DiskError::TooLarge { bytes };
+                Progress::Poisoned(StepError { step: StepKind::Size, path, error })
+            }
+            Ok(ok) => {
+                if let DiskOk::Written(buffer) = ok
+                    && self.buffer.as_ref().is_none_or(|held| held.capacity() < buffer.capacity())
+                {
+                    self.buffer = Some(buffer);
+                }
+                if step == StepKind::Rename && self.next.is_none() {
+                    self.quarantined.push(path);
+                }
+                self.go_on(slot, queue)
+            }
+            Err(error) => self.on_error(slot, StepError { step, path, error }, queue),
+        }
+    }
+
+    fn on_error(&mut self, slot: Slot, failed: StepError, queue: &mut DiskQueue) -> Progress {
+        if matches!(failed.step, StepKind::Create | StepKind::Open) {
+            self.handles.pop();
+        }
+        if self.undoing.is_some() || self.next.is_none() && failed.step != StepKind::Write {
+            match (failed.step, failed.error) {
+                // Nothing to move: a crash came after the rename.
+                (StepKind::Rename | StepKind::Remove, DiskError::NotFound) => {}
+                (StepKind::Rename, DiskError::Exists) => {
+                    self.quarantine_time = self.quarantine_time.saturating_add_ns(1);
+                    self.steps.push_front(Step::Quarantine(failed.path));
+                }
+                _ => self.leftovers.push(failed),
+            }
+            return self.go_on(slot, queue);
+        }
+        if failed.error != DiskError::Full || matches!(failed.step, StepKind::Sync | StepKind::Close) {
+            return Progress::Poisoned(failed);
+        }
+        // Undo: the files that this job made are in no meta, and nobody else knows them.
+        self.steps.clear();
+        self.next = None;
+        for (file, path) in std::mem::take(&mut self.created) {
+            let made = failed.step != StepKind::Create || failed.path != path;
+            if made && self.handles.contains(&(file, true)) && !self.handles.contains(&(file, false)) {
+                self.steps.push_back(Step::Op(path.clone(), DiskOp::Close { file }));
+            }
+            self.steps.push_back(Step::Op(path.clone(), DiskOp::Remove { path }));
+        }
+        self.undoing = Some(failed);
+        self.go_on(slot, queue)
+    }
+}
