@@ -31,9 +31,33 @@ impl fmt::Display for FilePath {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey(pub u64);
 
+impl FileKey {
+    /// Number `number` of planner `owner`: planners that share an executor never meet.
+    pub fn new(owner: u32, number: u32) -> FileKey {
+        FileKey(u64::from(owner) << 32 | u64::from(number))
+    }
+}
+
 /// Matches a completion to its request; chosen by the planner, unique among requests under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
+
+impl Ticket {
+    /// Number `number` of planner `owner`; the number may wrap, requests are not under way for that long.
+    pub fn new(owner: u32, number: u32) -> Ticket {
+        Ticket(u64::from(owner) << 32 | u64::from(number))
+    }
+
+    /// Which planner the completion is for.
+    pub fn owner(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Its number within the planner.
+    pub fn number(self) -> u32 {
+        self.0 as u32
+    }
+}
 
 /// How urgent a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,11 +71,18 @@ pub enum Priority {
     History,
 }
 
+/// Largest content of a `Replace`.
+pub const REPLACE_BYTES_MAX: usize = 16 << 20;
+
+/// What the name of the temporary file of a `Replace` ends with; a crash may leave one behind.
+pub const TEMPORARY_SUFFIX: &str = ".tmp";
+
 /// Something to do with the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskOp {
     /// Makes a file that must not exist, `bytes` long. `zeroed`: written with zeros and synced, so that later writes need
-    /// no allocation; else only its size is set and extents are reserved. File and directory entry are durable on completion.
+    /// no allocation; else only its size is set and extents are reserved. File and directory entry are durable on
+    /// completion. After an error other than `Exists` the executor has tried to remove it; a planner takes another name.
     Create {
         /// Where. Missing folders are made.
         path: FilePath,
@@ -69,14 +100,14 @@ pub enum DiskOp {
         /// Its handle from now on.
         file: FileKey,
     },
-    /// Grows a file to `bytes` with reserved extents (reads as zeros).
+    /// Grows a file to `bytes` with reserved extents (reads as zeros). The size is durable after a `Sync`.
     Extend {
         /// Which.
         file: FileKey,
         /// New size, a multiple of `BLOCK_BYTES`, not smaller than before.
         bytes: u64,
     },
-    /// Writes whole blocks.
+    /// Writes whole blocks, inside the size that Create or Extend gave the file.
     Write {
         /// Which.
         file: FileKey,
@@ -90,7 +121,7 @@ pub enum DiskOp {
         /// Which.
         file: FileKey,
     },
-    /// Reads whole blocks; shorter only at the end of the file.
+    /// Reads whole blocks; shorter only at the end of the file (empty beyond it).
     Read {
         /// Which.
         file: FileKey,
@@ -105,11 +136,11 @@ pub enum DiskOp {
         file: FileKey,
     },
     /// Replaces a small file as a whole: temporary file, sync, rename, sync of the folder. Old or new content survives a
-    /// crash, never a mix.
+    /// crash, never a mix. The temporary file is `path` + `TEMPORARY_SUFFIX`.
     Replace {
         /// Where. Missing folders are made.
         path: FilePath,
-        /// Its content, any length up to 16 MiB.
+        /// Its content, any length up to `REPLACE_BYTES_MAX`.
         bytes: Vec<u8>,
     },
     /// Reads a small file as a whole.
@@ -119,14 +150,14 @@ pub enum DiskOp {
         /// Refuse a larger one.
         bytes_max: usize,
     },
-    /// Renames a file or folder durably; the target must not exist.
+    /// Renames a file or folder durably; the target must not exist, its missing folders are made.
     Rename {
         /// From.
         from: FilePath,
         /// To.
         to: FilePath,
     },
-    /// Removes a file durably.
+    /// Removes a file, or an empty folder, durably.
     Remove {
         /// Which.
         path: FilePath,
@@ -228,4 +259,13 @@ pub trait Disk {
     fn submit(&mut self, request: DiskRequest);
     /// The next completion; blocks if none is there yet. None: nothing is under way.
     fn wait(&mut self) -> Option<DiskDone>;
+
+    /// One operation, to its end. For offline tools and tests: nothing else may be under way.
+    fn call(&mut self, op: DiskOp) -> Result<DiskOk, DiskError> {
+        let ticket = Ticket(u64::MAX);
+        self.submit(DiskRequest { ticket, priority: Priority::Background, op });
+        let done = self.wait().expect("a request is under way");
+        assert_eq!(done.ticket, ticket, "another request was under way");
+        done.result
+    }
 }

@@ -10,3 +10,6 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod format;
+pub mod mem_disk;
+mod mem_file;
