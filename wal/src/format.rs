@@ -7,5 +7,10 @@
 //!
 //! **See**: `names.rs` (where things lie), `header.rs` (how every file begins).
 
+pub mod frame;
 pub mod header;
+pub mod index;
+pub mod meta;
 pub mod names;
+pub mod segment;
+pub mod stored;

@@ -9,7 +9,19 @@
 //! **See**: `disk.rs` for the vocabulary, DESIGN.md for the layout of a data folder.
 #![forbid(unsafe_code)]
 
+pub mod chunk_builder;
 pub mod disk;
 pub mod format;
+mod invariants;
+pub mod log;
+pub mod log_open;
 pub mod mem_disk;
 mod mem_file;
+pub mod queue;
+pub mod read;
+pub mod quarantine;
+mod read_error;
+pub mod retain;
+pub mod script;
+mod stream;
+pub mod truncate;

@@ -316,6 +316,16 @@ impl ShardLog {
         if self.job.is_some() { Err(JobError::Busy) } else { Ok(()) }
     }
 
+    /// The meta to change for the next commit. What was to be moved away is, unless strays are left.
+    pub(crate) fn next_meta(&self) -> ShardMeta {
+        let mut meta = self.meta.clone();
+        if self.strays.is_empty() {
+            meta.void_from = None;
+            meta.switch = None;
+        }
+        meta
+    }
+
     /// Begins a job. The first step is planned at once.
     pub(crate) fn begin(&mut self, job: Job, mut script: Script, queue: &mut DiskQueue) {
         let progress = script.go_on(self.slot, queue);
@@ -351,10 +361,10 @@ impl ShardLog {
         {
             return Err(JobError::Elsewhere { expected });
         }
-        if self.meta.void_from.is_some() && !self.strays.is_empty() {
+        if !self.strays.is_empty() && (self.meta.void_from.is_some() || self.open.is_none()) {
             return Err(JobError::NotClean);
         }
-        let mut meta = self.meta.clone();
+        let mut meta = self.next_meta();
         for begun in builder.epochs() {
             if meta.epochs.last().is_none_or(|last| last.epoch < begun.epoch) {
                 meta.epochs.push(EpochStart { epoch: begun.epoch, start: begun.start });
@@ -363,7 +373,6 @@ impl ShardLog {
         meta.flushed_to = end.next;
         meta.chain = end.chain;
         meta.time = end.time;
-        meta.void_from = None;
         let time_first = builder.first_time().unwrap_or_default();
         let bytes = builder.bytes() as u64;
         let mut steps = VecDeque::with_capacity(8);
@@ -372,7 +381,7 @@ impl ShardLog {
         let stays = self.open.as_ref().filter(|open| open.used_bytes < settings.segment_bytes);
         let open_change = if let Some(open) = stays {
             let path = self.segment_path(open.base);
-            let file = open.file.unwrap_or_else(|| queue.file_key());
+            let file = open.file.unwrap_or_else(|| queue.file_key(self.slot));
             if open.file.is_none() {
                 opened_bytes_min = open.used_bytes;
                 steps.push_back(Step::Op(path.clone(), DiskOp::Open { path: path.clone(), file }));
@@ -396,7 +405,7 @@ impl ShardLog {
             }
             let base = expected.next;
             let path = self.segment_path(base);
-            let file = queue.file_key();
+            let file = queue.file_key(self.slot);
             let mut header = Vec::with_capacity(BLOCK_BYTES);
             let owner = self.segment_owner(base);
             FileHeader { identity: self.maker.identity, session: self.maker.session, salt: 0, owner }
@@ -467,7 +476,7 @@ impl ShardLog {
         let Some(open) = &self.open else { return Ok(false) };
         let mut steps = VecDeque::new();
         self.seal_steps(open, &mut steps);
-        let mut meta = self.meta.clone();
+        let mut meta = self.next_meta();
         meta.open = None;
         steps.push_back(self.meta_step(&meta));
         steps.push_back(Step::Commit);
@@ -512,8 +521,8 @@ impl ShardLog {
             }
         };
         let (job, script) = self.job.take()?;
-        let Script { buffer, quarantined, leftovers, .. } = *script;
-        self.strays.retain(|stray| !quarantined.contains(stray));
+        let Script { buffer, quarantined, absent, leftovers, .. } = *script;
+        self.strays.retain(|stray| !quarantined.contains(stray) && !absent.contains(stray));
         for left in &leftovers {
             if !self.strays.contains(&left.path) && left.step == crate::script::StepKind::Rename {
                 self.strays.push(left.path.clone());

@@ -130,11 +130,25 @@ pub(crate) enum Progress {
     Poisoned(StepError),
 }
 
+/// A step that was submitted.
+#[derive(Debug)]
+struct UnderWay {
+    ticket: Ticket,
+    kind: StepKind,
+    path: FilePath,
+    /// A handle that it opens (true) or closes.
+    handle: Option<(FileKey, bool)>,
+    /// A `Create`, to do again when what lay in its way is moved.
+    create: Option<DiskOp>,
+}
+
 /// A job on its way.
 #[derive(Debug)]
 pub(crate) struct Script {
     steps: VecDeque<Step>,
-    under_way: Option<(Ticket, StepKind, FilePath)>,
+    under_way: Option<UnderWay>,
+    /// A file in the way of a new one was moved once; a second time is an error.
+    made_way: bool,
     next: Option<Box<Next>>,
     created: Vec<(FileKey, FilePath)>,
     undoing: Option<StepError>,
@@ -149,6 +163,8 @@ pub(crate) struct Script {
     pub(crate) handles: Vec<(FileKey, bool)>,
     /// Files moved to quarantine.
     pub(crate) quarantined: Vec<FilePath>,
+    /// Files that were to be moved and are not there.
+    pub(crate) absent: Vec<FilePath>,
     /// What could not be cleaned up after the commit.
     pub(crate) leftovers: Vec<StepError>,
 }
@@ -158,6 +174,7 @@ impl Script {
         Script {
             steps,
             under_way: None,
+            made_way: false,
             next: next.map(Box::new),
             created: Vec::new(),
             undoing: None,
@@ -167,6 +184,7 @@ impl Script {
             buffer: None,
             handles: Vec::new(),
             quarantined: Vec::new(),
+            absent: Vec::new(),
             leftovers: Vec::new(),
         }
     }
@@ -177,7 +195,7 @@ impl Script {
     }
 
     pub(crate) fn is_waiting_for(&self, ticket: Ticket) -> bool {
-        self.under_way.as_ref().is_some_and(|(mine, ..)| *mine == ticket)
+        self.under_way.as_ref().is_some_and(|it| it.ticket == ticket)
     }
 
     /// Plans the next step.
@@ -217,18 +235,25 @@ impl Script {
                 unreachable!("a script only changes things")
             }
         };
-        match &op {
-            DiskOp::Create { file, .. } | DiskOp::Open { file, .. } => self.handles.push((*file, true)),
-            DiskOp::Close { file } => self.handles.push((*file, false)),
-            _ => {}
-        }
-        self.under_way = Some((queue.push(slot, self.priority, op), kind, path));
+        let handle = match &op {
+            DiskOp::Create { file, .. } | DiskOp::Open { file, .. } => Some((*file, true)),
+            DiskOp::Close { file } => Some((*file, false)),
+            _ => None,
+        };
+        let create = matches!(op, DiskOp::Create { .. }).then(|| op.clone());
+        let ticket = queue.push(slot, self.priority, op);
+        self.under_way = Some(UnderWay { ticket, kind, path, handle, create });
         Progress::Waiting
     }
 
     /// Takes the completion of the step under way.
     pub(crate) fn on_done(&mut self, slot: Slot, done: DiskDone, queue: &mut DiskQueue) -> Progress {
-        let Some((_, step, path)) = self.under_way.take() else { return Progress::Waiting };
+        let Some(UnderWay { kind: step, path, handle, create, .. }) = self.under_way.take() else {
+            return Progress::Waiting;
+        };
+        if done.result.is_ok() {
+            self.handles.extend(handle);
+        }
         match done.result {
             Ok(DiskOk::Opened { bytes }) if bytes < self.opened_bytes_min => {
                 let error = DiskError::TooLarge { bytes };
@@ -240,9 +265,19 @@ impl Script {
                 {
                     self.buffer = Some(buffer);
                 }
-                if step == StepKind::Rename && self.next.is_none() {
+                if step == StepKind::Rename {
                     self.quarantined.push(path);
                 }
+                self.go_on(slot, queue)
+            }
+            Err(DiskError::Exists) if step == StepKind::Create && !self.made_way && self.undoing.is_none() => {
+                // An earlier try that could not be undone. It is in no meta, so it is no part of the log.
+                self.made_way = true;
+                self.created.pop();
+                if let Some(op) = create {
+                    self.steps.push_front(Step::Op(path.clone(), op));
+                }
+                self.steps.push_front(Step::Quarantine(path));
                 self.go_on(slot, queue)
             }
             Err(error) => self.on_error(slot, StepError { step, path, error }, queue),
@@ -250,13 +285,10 @@ impl Script {
     }
 
     fn on_error(&mut self, slot: Slot, failed: StepError, queue: &mut DiskQueue) -> Progress {
-        if matches!(failed.step, StepKind::Create | StepKind::Open) {
-            self.handles.pop();
-        }
-        if self.undoing.is_some() || self.next.is_none() && failed.step != StepKind::Write {
+        if self.undoing.is_some() || self.next.is_none() {
             match (failed.step, failed.error) {
                 // Nothing to move: a crash came after the rename.
-                (StepKind::Rename | StepKind::Remove, DiskError::NotFound) => {}
+                (StepKind::Rename | StepKind::Remove, DiskError::NotFound) => self.absent.push(failed.path),
                 (StepKind::Rename, DiskError::Exists) => {
                     self.quarantine_time = self.quarantine_time.saturating_add_ns(1);
                     self.steps.push_front(Step::Quarantine(failed.path));
@@ -272,8 +304,7 @@ impl Script {
         self.steps.clear();
         self.next = None;
         for (file, path) in std::mem::take(&mut self.created) {
-            let made = failed.step != StepKind::Create || failed.path != path;
-            if made && self.handles.contains(&(file, true)) && !self.handles.contains(&(file, false)) {
+            if self.handles.contains(&(file, true)) && !self.handles.contains(&(file, false)) {
                 self.steps.push_back(Step::Op(path.clone(), DiskOp::Close { file }));
             }
             self.steps.push_back(Step::Op(path.clone(), DiskOp::Remove { path }));

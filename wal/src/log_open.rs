@@ -1,0 +1,659 @@
+//! **What**: opens a shard's log: meta, listing, and the unsealed segment from the last known chunk on.
+//!
+//! ```text
+//! load meta -> list folder -> [finish a compaction switch] -> open segment: header, chunk by chunk to the end in the meta,
+//! the last chunk whole -> what lies behind it
+//! ```
+//!
+//! **Invariants**: the cost is that of the unsealed segment's chunk headers, not of history. What lies beyond the end in the
+//! meta was never acknowledged: the WAL has it, so it is passed over and reported, and the next flush writes there. Bad
+//! bytes below that end are damage: the log opens, serves the rest, and takes nothing more.
+//!
+//! **Never**: a file removed; what belongs to nothing is a stray, for quarantine. A shard opened without its meta.
+//!
+//! **See**: `log.rs`, `format/meta.rs`.
+
+use crate::disk::{BLOCK_BYTES, DiskDone, DiskError, DiskOk, DiskOp, FileKey, FilePath, Listed, Priority, Ticket};
+use crate::format::frame::FrameError;
+use crate::format::header::{FileHeader, HeaderError, Owner};
+use crate::format::index::{IndexEntry, SparseIndex};
+use crate::format::meta::{META_BYTES_MAX, ShardMeta};
+use crate::format::names::{Name, SegmentId};
+use crate::format::segment::{ChunkError, ChunkHeader, ChunkPlace, FIRST_CHUNK_AT, file_tag};
+use crate::log::{Health, Maker, OpenState, SegmentRef, ShardLog, meta_file};
+use crate::queue::{DiskQueue, Slot};
+use felix_protocol::ids::{ShardId, StreamId};
+use felix_protocol::metadata::Durability;
+use felix_protocol::position::{Lineage, Offset, OffsetRange};
+use felix_protocol::time::Timestamp;
+use std::fmt;
+
+/// Bytes read per look at chunk headers: what several small chunks fit in.
+const LOOK_BYTES: usize = 16 * BLOCK_BYTES;
+
+/// What a shard is, for its first meta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardSpec {
+    /// Stream it is made for.
+    pub stream: StreamId,
+    /// Shard.
+    pub shard: ShardId,
+    /// Incarnation of its data, never used before.
+    pub lineage: Lineage,
+    /// How it is stored.
+    pub durability: Durability,
+}
+
+/// Why a log did not open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// It has no meta: it was never made, or somebody removed it. Nothing is touched.
+    NoMeta {
+        /// Segment files that lie there all the same.
+        segments: usize,
+    },
+    /// The meta is of another cluster, region, node or shard, or its header is damaged.
+    MetaHeader(HeaderError),
+    /// The meta is damaged.
+    Meta(FrameError),
+    /// The WAL says that more was flushed than the meta knows: the meta is an old copy.
+    MetaOlder {
+        /// In the meta.
+        flushed_to: Offset,
+        /// By the WAL.
+        expected: Offset,
+    },
+    /// The disk failed.
+    Disk(DiskError),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::NoMeta { segments } => write!(f, "the shard has no meta, but {segments} segment file(s)"),
+            OpenError::MetaHeader(error) => write!(f, "shard meta: {error}"),
+            OpenError::Meta(error) => write!(f, "shard meta: {error}"),
+            OpenError::MetaOlder { flushed_to, expected } => {
+                write!(f, "the shard meta ends at {flushed_to}, the log was flushed up to {expected}: it is an old copy")
+            }
+            OpenError::Disk(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// What lies behind the last known chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing.
+    Clean,
+    /// Whole chunks of a flush whose meta did not become durable.
+    Unacknowledged {
+        /// Byte of the file.
+        at: u64,
+        /// Offsets of the first such chunk.
+        range: OffsetRange,
+    },
+    /// A part of a chunk.
+    Torn {
+        /// Byte of the file.
+        at: u64,
+        /// What is wrong with it.
+        error: ChunkError,
+    },
+}
+
+/// Damage found while opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenDamage {
+    /// File.
+    pub path: FilePath,
+    /// Byte of the file.
+    pub at: u64,
+    /// Offsets that are lost or in doubt.
+    pub range: OffsetRange,
+    /// What is wrong.
+    pub cause: DamageCause,
+}
+
+/// What is wrong with a damaged segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DamageCause {
+    /// Its header.
+    Header(HeaderError),
+    /// A chunk.
+    Chunk(ChunkError),
+    /// A chunk does not continue the one before, or the last does not end as the meta says.
+    Order,
+    /// The file is not there.
+    NoFile,
+    /// It cannot be read.
+    Disk(DiskError),
+}
+
+/// What opening found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Behind the last known chunk.
+    pub tail: Tail,
+    /// Files that belong to nothing: `ShardLog::clean` moves them to quarantine.
+    pub strays: Vec<FilePath>,
+    /// Names that are not ours; they are left alone.
+    pub foreign: Vec<String>,
+    /// The log is read-only with a hole.
+    pub damage: Option<OpenDamage>,
+    /// Bytes read.
+    pub bytes_read: u64,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Create(Ticket),
+    Meta(Ticket),
+    List(Ticket),
+    /// Renames that a compaction switch still needs.
+    Switch(Ticket, Vec<DiskOp>),
+    Open(Ticket),
+    Header(Ticket),
+    Look(Ticket),
+    Whole(Ticket),
+    Tail(Ticket),
+    TailWhole(Ticket),
+    Close(Ticket),
+    Done,
+}
+
+/// A log on its way to be opened.
+#[derive(Debug)]
+pub struct Opening {
+    slot: Slot,
+    maker: Maker,
+    shard: ShardId,
+    now: Timestamp,
+    flushed_expected: Offset,
+    stage: Stage,
+    meta: Option<ShardMeta>,
+    file: Option<FileKey>,
+    segments: Vec<SegmentRef>,
+    open: Option<Box<OpenState>>,
+    place: u64,
+    last: Option<ChunkHeader>,
+    report: OpenReport,
+}
+
+/// A log that was opened.
+pub type Opened = Result<(ShardLog, OpenReport), OpenError>;
+
+impl Opening {
+    fn new(slot: Slot, maker: Maker, shard: ShardId, now: Timestamp, flushed_expected: Offset, stage: Stage) -> Opening {
+        Opening {
+            slot,
+            maker,
+            shard,
+            now,
+            flushed_expected,
+            stage,
+            meta: None,
+            file: None,
+            segments: Vec::new(),
+            open: None,
+            place: FIRST_CHUNK_AT,
+            last: None,
+            report: OpenReport {
+                tail: Tail::Clean,
+                strays: Vec::new(),
+                foreign: Vec::new(),
+                damage: None,
+                bytes_read: 0,
+            },
+        }
+    }
+
+    /// Makes a shard that does not exist yet: writes its first meta.
+    pub fn create(slot: Slot, maker: Maker, spec: ShardSpec, queue: &mut DiskQueue) -> Opening {
+        let meta = ShardMeta::new(spec.stream, spec.shard, spec.lineage, spec.durability);
+        let op = DiskOp::Replace { path: Name::ShardMeta(spec.shard).path(), bytes: meta_file(&maker, &meta) };
+        let stage = Stage::Create(queue.push(slot, Priority::Background, op));
+        let mut opening = Opening::new(slot, maker, spec.shard, Timestamp(0), Offset(0), stage);
+        opening.meta = Some(meta);
+        opening
+    }
+
+    /// Opens a shard. `flushed_expected`: what the WAL says was flushed, 0 if it does not say.
+    pub fn open(
+        slot: Slot,
+        maker: Maker,
+        shard: ShardId,
+        now: Timestamp,
+        flushed_expected: Offset,
+        queue: &mut DiskQueue,
+    ) -> Opening {
+        let op =
+            DiskOp::Load { path: Name::ShardMeta(shard).path(), bytes_max: META_BYTES_MAX };
+        let stage = Stage::Meta(queue.push(slot, Priority::Background, op));
+        Opening::new(slot, maker, shard, now, flushed_expected, stage)
+    }
+
+    /// Takes a completion. None: it goes on.
+    pub fn handle(&mut self, done: DiskDone, queue: &mut DiskQueue) -> Option<Opened> {
+        let (Stage::Create(mine)
+        | Stage::Meta(mine)
+        | Stage::List(mine)
+        | Stage::Switch(mine, _)
+        | Stage::Open(mine)
+        | Stage::Header(mine)
+        | Stage::Look(mine)
+        | Stage::Whole(mine)
+        | Stage::Tail(mine)
+        | Stage::TailWhole(mine)
+        | Stage::Close(mine)) = &self.stage
+        else {
+            return None;
+        };
+        if *mine != done.ticket {
+            return None;
+        }
+        match self.step(done.result, queue) {
+            Ok(None) => None,
+            Ok(Some(())) => Some(Ok(self.finish())),
+            Err(error) => {
+                self.stage = Stage::Done;
+                Some(Err(error))
+            }
+        }
+    }
+
+    fn plan(&mut self, op: DiskOp, queue: &mut DiskQueue) -> Ticket {
+        queue.push(self.slot, Priority::Background, op)
+    }
+
+    fn step(&mut self, result: Result<DiskOk, DiskError>, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        let stage = std::mem::replace(&mut self.stage, Stage::Done);
+        match (stage, result) {
+            (Stage::Create(_), Ok(_)) => Ok(Some(())),
+            (Stage::Meta(_), Ok(DiskOk::Bytes(bytes))) => {
+                self.meta = Some(self.read_meta(&bytes)?);
+                self.list(queue);
+                Ok(None)
+            }
+            (Stage::Meta(_), Err(DiskError::NotFound)) => {
+                self.list(queue);
+                Ok(None)
+            }
+            (Stage::List(_), Ok(DiskOk::Listed(list))) => self.on_list(list, queue),
+            (Stage::Switch(_, rest), result) => {
+                match result {
+                    // An earlier start came this far.
+                    Ok(_) | Err(DiskError::NotFound) => {}
+                    Err(error) => return Err(OpenError::Disk(error)),
+                }
+                self.switch(rest, queue);
+                if matches!(self.stage, Stage::Done) { Ok(Some(())) } else { Ok(None) }
+            }
+            (Stage::Open(_), Ok(DiskOk::Opened { bytes })) => {
+                if let Some(open) = &mut self.open {
+                    open.size = bytes;
+                }
+                let file = self.file.expect("it was opened");
+                let op = DiskOp::Read { file, at: 0, bytes: BLOCK_BYTES };
+                self.stage = Stage::Header(self.plan(op, queue));
+                Ok(None)
+            }
+            (Stage::Open(_), Err(error)) => {
+                self.file = None;
+                let cause = if error == DiskError::NotFound { DamageCause::NoFile } else { DamageCause::Disk(error) };
+                self.damaged(cause, 0);
+                Ok(Some(()))
+            }
+            (Stage::Header(_), Ok(DiskOk::Bytes(bytes))) => self.on_header(&bytes, queue),
+            (Stage::Look(_), Ok(DiskOk::Bytes(bytes))) => self.on_look(&bytes, queue),
+            (Stage::Whole(_), Ok(DiskOk::Bytes(bytes))) => self.on_whole(&bytes, queue),
+            (Stage::Tail(_), Ok(DiskOk::Bytes(bytes))) => self.on_tail(&bytes, queue),
+            (Stage::TailWhole(_), Ok(DiskOk::Bytes(bytes))) => {
+                self.report.bytes_read += bytes.len() as u64;
+                let at = self.place;
+                self.report.tail = match self.decode(&bytes, at).and_then(|chunk| {
+                    chunk.check(bytes.get(..chunk.stored_bytes()).unwrap_or(&[])).map(|_| chunk.range)
+                }) {
+                    Ok(range) => Tail::Unacknowledged { at, range },
+                    Err(error) => Tail::Torn { at, error },
+                };
+                self.close(queue)
+            }
+            // Behind the last known chunk nothing is expected, so an error there is no damage.
+            (Stage::Tail(_) | Stage::TailWhole(_), Err(_)) => {
+                self.report.tail = Tail::Torn { at: self.place, error: ChunkError::Truncated };
+                self.close(queue)
+            }
+            (Stage::Header(_) | Stage::Look(_) | Stage::Whole(_), Err(error)) => {
+                let at = self.place;
+                self.damaged(DamageCause::Disk(error), at);
+                self.close(queue)
+            }
+            (Stage::Close(_), _) => {
+                self.file = None;
+                Ok(Some(()))
+            }
+            (_, Err(error)) => Err(OpenError::Disk(error)),
+            (_, Ok(_)) => Err(OpenError::Disk(DiskError::NotFound)),
+        }
+    }
+
+    fn read_meta(&self, bytes: &[u8]) -> Result<ShardMeta, OpenError> {
+        let header = FileHeader::decode(bytes).map_err(OpenError::MetaHeader)?;
+        let stream = match header.owner {
+            Owner::Meta { stream, .. } => stream,
+            _ => StreamId(0),
+        };
+        FileHeader::expect(bytes, &self.maker.identity, &Owner::Meta { stream, shard: self.shard })
+            .map_err(OpenError::MetaHeader)?;
+        let meta = ShardMeta::decode(&bytes[BLOCK_BYTES..]).map_err(OpenError::Meta)?;
+        if meta.shard != self.shard || meta.stream != stream {
+            return Err(OpenError::Meta(FrameError::Content("the shard in the meta")));
+        }
+        if meta.flushed_to < self.flushed_expected {
+            return Err(OpenError::MetaOlder { flushed_to: meta.flushed_to, expected: self.flushed_expected });
+        }
+        Ok(meta)
+    }
+
+    fn list(&mut self, queue: &mut DiskQueue) {
+        let op = DiskOp::List { path: Name::Shard(self.shard).path() };
+        self.stage = Stage::List(self.plan(op, queue));
+    }
+
+    /// Sorts what lies in the folder into segments, strays and what is not ours.
+    fn on_list(&mut self, list: Vec<Listed>, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        let folder = Name::Shard(self.shard).path();
+        let named = list.into_iter().map(|it| {
+            let path = FilePath(format!("{folder}/{}", it.name));
+            (Name::parse(&path), path, it)
+        });
+        let Some(meta) = self.meta.clone() else {
+            let segments = named.filter(|(name, ..)| matches!(name, Some(Name::Segment(..)))).count();
+            return Err(OpenError::NoMeta { segments });
+        };
+        let mut steps = Vec::new();
+        let mut finished = None;
+        let mut indexes = Vec::new();
+        for (name, path, listed) in named {
+            match name {
+                Some(Name::ShardMeta(_)) => {}
+                Some(Name::Segment(_, segment)) if segment.lineage == meta.lineage => {
+                    let base = segment.base_offset;
+                    let void = meta.void_from.is_some_and(|from| base >= from);
+                    let unknown = base >= meta.flushed_to;
+                    if void || unknown {
+                        self.report.strays.push(path);
+                    } else {
+                        self.segments.push(SegmentRef { base, bytes: listed.bytes });
+                    }
+                }
+                Some(Name::Index(_, segment)) if segment.lineage == meta.lineage => indexes.push((segment, path)),
+                Some(Name::Temporary(meant)) => match (Name::parse(&meant), meta.switch) {
+                    (Some(Name::Segment(_, segment)), Some(range))
+                        if segment.lineage == meta.lineage && segment.base_offset == range.from =>
+                    {
+                        finished = Some((path, meant, range, listed.bytes));
+                    }
+                    _ => self.report.strays.push(path),
+                },
+                Some(_) => self.report.strays.push(path),
+                None => self.report.foreign.push(listed.name),
+            }
+        }
+        if let Some(range) = meta.switch {
+            let replaced = |base: Offset| base >= range.from && base < range.to;
+            let not_yet = finished.is_some();
+            for segment in self.segments.iter().filter(|it| replaced(it.base) && (not_yet || it.base != range.from)) {
+                let path = self.path_of(&meta, segment.base);
+                steps.push(self.quarantine(&path));
+            }
+            for (_, path) in indexes.iter().filter(|(it, _)| replaced(it.base_offset) && not_yet) {
+                steps.push(self.quarantine(path));
+            }
+            self.segments.retain(|it| !replaced(it.base) || !not_yet && it.base == range.from);
+            if let Some((from, to, range, bytes)) = finished {
+                steps.push(DiskOp::Rename { from, to });
+                self.segments.push(SegmentRef { base: range.from, bytes });
+                self.segments.sort_by_key(|it| it.base);
+            }
+        }
+        let bases: Vec<Offset> = self.segments.iter().map(|it| it.base).collect();
+        let known = |base: Offset| bases.contains(&base) || meta.switch.is_some();
+        let strays = indexes.into_iter().filter(|(it, _)| !known(it.base_offset)).map(|(_, path)| path);
+        self.report.strays.extend(strays);
+        // Whole segments below the log start wait for quarantine.
+        let below = self.segments.partition_point(|it| it.base <= meta.log_start).saturating_sub(1);
+        let whole_log = meta.log_start == meta.flushed_to && meta.open.is_none();
+        let below = if whole_log { self.segments.len() } else { below };
+        for segment in self.segments.drain(..below).collect::<Vec<_>>() {
+            for path in [self.path_of(&meta, segment.base), index_of(&meta, segment.base)] {
+                self.report.strays.push(path);
+            }
+        }
+        self.report.strays.sort();
+        self.report.strays.dedup();
+        self.switch(steps, queue);
+        if matches!(self.stage, Stage::Done) { Ok(Some(())) } else { Ok(None) }
+    }
+
+    fn path_of(&self, meta: &ShardMeta, base: Offset) -> FilePath {
+        let segment = SegmentId { lineage: meta.lineage, base_offset: base };
+        Name::Segment(meta.shard, segment).path()
+    }
+
+    fn quarantine(&self, path: &FilePath) -> DiskOp {
+        DiskOp::Rename { from: path.clone(), to: Name::quarantined(self.now, path).path() }
+    }
+
+    /// Renames, then on to the open segment. Without one the stage stays `Done`.
+    fn switch(&mut self, mut steps: Vec<DiskOp>, queue: &mut DiskQueue) {
+        if !steps.is_empty() {
+            let op = steps.remove(0);
+            let ticket = self.plan(op, queue);
+            self.stage = Stage::Switch(ticket, steps);
+            return;
+        }
+        let meta = self.meta.as_ref().expect("it was read");
+        let Some(open) = meta.open else {
+            self.stage = Stage::Done;
+            return;
+        };
+        let path = self.path_of(meta, open.base);
+        let time = meta.time;
+        self.segments.retain(|it| it.base != open.base);
+        self.open = Some(Box::new(OpenState {
+            base: open.base,
+            tag: 0,
+            used_bytes: open.used_bytes,
+            size: 0,
+            file: None,
+            time_first: time,
+            chain_in: 0,
+            sparse: SparseIndex::default(),
+        }));
+        let file = queue.file_key(self.slot);
+        self.file = Some(file);
+        self.stage = Stage::Open(self.plan(DiskOp::Open { path, file }, queue));
+    }
+
+    fn on_header(&mut self, bytes: &[u8], queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        self.report.bytes_read += bytes.len() as u64;
+        let meta = self.meta.as_ref().expect("it was read");
+        let base = self.open.as_ref().map_or(Offset(0), |open| open.base);
+        let segment = SegmentId { lineage: meta.lineage, base_offset: base };
+        let owner = Owner::Segment { stream: meta.stream, shard: meta.shard, segment };
+        if let Err(error) = FileHeader::expect(bytes, &self.maker.identity, &owner) {
+            self.damaged(DamageCause::Header(error), 0);
+            return self.close(queue);
+        }
+        if let Some(open) = &mut self.open {
+            open.tag = file_tag(bytes);
+        }
+        self.look(queue);
+        Ok(None)
+    }
+
+    fn look(&mut self, queue: &mut DiskQueue) {
+        let left = (self.used_bytes() - self.place).min(LOOK_BYTES as u64);
+        let file = self.file.expect("it is open");
+        let op = DiskOp::Read { file, at: self.place, bytes: left as usize };
+        self.stage = Stage::Look(self.plan(op, queue));
+    }
+
+    fn used_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.used_bytes)
+    }
+
+    fn decode(&self, bytes: &[u8], at: u64) -> Result<ChunkHeader, ChunkError> {
+        let meta = self.meta.as_ref().expect("it was read");
+        let tag = self.open.as_ref().map_or(0, |open| open.tag);
+        ChunkHeader::decode_at(bytes, ChunkPlace { shard: meta.shard, lineage: meta.lineage, tag, at })
+    }
+
+    /// Chunk headers below the known end: each must follow from the one before.
+    fn on_look(&mut self, bytes: &[u8], queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        self.report.bytes_read += bytes.len() as u64;
+        let start = self.place;
+        let used_bytes = self.used_bytes();
+        loop {
+            let rest = &bytes[((self.place - start) as usize).min(bytes.len())..];
+            if rest.is_empty() && self.place > start {
+                self.look(queue);
+                return Ok(None);
+            }
+            let chunk = match self.decode(rest, self.place) {
+                Ok(chunk) => chunk,
+                Err(error) => {
+                    let at = self.place;
+                    self.damaged(DamageCause::Chunk(error), at);
+                    return self.close(queue);
+                }
+            };
+            let open = self.open.as_mut().expect("the stage has a segment");
+            let follows = match &self.last {
+                None => chunk.range.from == open.base,
+                Some(last) => chunk.range.from == last.range.to && chunk.chain_in == last.chain_out,
+            };
+            let end = self.place + chunk.stored_bytes() as u64;
+            if !follows || end > used_bytes {
+                let at = self.place;
+                self.damaged(DamageCause::Order, at);
+                return self.close(queue);
+            }
+            if self.last.is_none() {
+                open.time_first = chunk.times.0;
+                open.chain_in = chunk.chain_in;
+            }
+            open.sparse.add(IndexEntry { offset: chunk.range.from, time: chunk.times.0, place: self.place });
+            if end == used_bytes {
+                let file = self.file.expect("it is open");
+                let op = DiskOp::Read { file, at: self.place, bytes: chunk.stored_bytes() };
+                self.stage = Stage::Whole(self.plan(op, queue));
+                return Ok(None);
+            }
+            self.last = Some(chunk);
+            self.place = end;
+        }
+    }
+
+    /// The last known chunk: whole, and the log ends with it.
+    fn on_whole(&mut self, bytes: &[u8], queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        self.report.bytes_read += bytes.len() as u64;
+        let at = self.place;
+        let checked = self.decode(bytes, at).and_then(|chunk| chunk.check(bytes).map(|_| chunk));
+        let meta = self.meta.as_ref().expect("it was read");
+        match checked {
+            Err(error) => {
+                self.damaged(DamageCause::Chunk(error), at);
+                self.close(queue)
+            }
+            Ok(chunk) if chunk.range.to != meta.flushed_to || chunk.chain_out != meta.chain => {
+                self.damaged(DamageCause::Order, at);
+                self.close(queue)
+            }
+            Ok(chunk) => {
+                self.place += chunk.stored_bytes() as u64;
+                self.last = Some(chunk);
+                let size = self.open.as_ref().map_or(0, |open| open.size);
+                if self.place + BLOCK_BYTES as u64 > size {
+                    return self.close(queue);
+                }
+                let file = self.file.expect("it is open");
+                let op = DiskOp::Read { file, at: self.place, bytes: BLOCK_BYTES };
+                self.stage = Stage::Tail(self.plan(op, queue));
+                Ok(None)
+            }
+        }
+    }
+
+    /// What lies behind the known end.
+    fn on_tail(&mut self, bytes: &[u8], queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        self.report.bytes_read += bytes.len() as u64;
+        let at = self.place;
+        match self.decode(bytes, at) {
+            Err(ChunkError::Empty) if bytes.iter().all(|byte| *byte == 0) => self.close(queue),
+            Err(error) => {
+                self.report.tail = Tail::Torn { at, error };
+                self.close(queue)
+            }
+            Ok(chunk) => {
+                let file = self.file.expect("it is open");
+                let op = DiskOp::Read { file, at, bytes: chunk.stored_bytes() };
+                self.stage = Stage::TailWhole(self.plan(op, queue));
+                Ok(None)
+            }
+        }
+    }
+
+    fn close(&mut self, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
+        let file = self.file.expect("it is open");
+        self.stage = Stage::Close(self.plan(DiskOp::Close { file }, queue));
+        Ok(None)
+    }
+
+    fn damaged(&mut self, cause: DamageCause, at: u64) {
+        let meta = self.meta.as_ref().expect("it was read");
+        let base = self.open.as_ref().map_or(Offset(0), |open| open.base);
+        let from = self.last.as_ref().map_or(base, |last| last.range.to);
+        let path = self.path_of(meta, base);
+        self.report.damage =
+            Some(OpenDamage { path, at, range: OffsetRange { from, to: meta.flushed_to }, cause });
+    }
+
+    fn finish(&mut self) -> (ShardLog, OpenReport) {
+        self.stage = Stage::Done;
+        let meta = self.meta.take().expect("it was read or made");
+        let mut report = self.report.clone();
+        // A hole in front: segments that the log start needs are gone.
+        let first = self.segments.first().map(|it| it.base).or(self.open.as_ref().map(|open| open.base));
+        let first = first.unwrap_or(meta.flushed_to);
+        if first > meta.log_start && report.damage.is_none() {
+            let range = OffsetRange { from: meta.log_start, to: first };
+            let path = self.path_of(&meta, meta.log_start);
+            if !meta.gaps.iter().any(|gap| gap.from <= range.from && gap.to >= range.to) {
+                report.damage = Some(OpenDamage { path, at: 0, range, cause: DamageCause::NoFile });
+            }
+        }
+        let segments = std::mem::take(&mut self.segments);
+        let mut log = ShardLog::from_parts(
+            self.slot,
+            self.maker,
+            meta,
+            segments,
+            self.open.take(),
+            report.strays.clone(),
+        );
+        if let Some(damage) = &report.damage {
+            log.health = Health::Damaged(damage.range);
+        }
+        (log, report)
+    }
+}
+
+fn index_of(meta: &ShardMeta, base: Offset) -> FilePath {
+    let segment = SegmentId { lineage: meta.lineage, base_offset: base };
+    Name::Index(meta.shard, segment).path()
+}
