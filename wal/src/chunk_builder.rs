@@ -124,7 +124,7 @@ impl ChunkBuilder {
         chunk.times.1 = cursor.time;
         chunk.chain_out = cursor.chain;
         self.bytes.extend_from_slice(batch);
-        if before.epoch != cursor.epoch || before.next == Offset(0) {
+        if before.epoch != cursor.epoch || self.epochs.is_empty() {
             self.epochs.push(EpochBegin { epoch: cursor.epoch, start: stored.header.base_offset });
         }
         self.cursor = Some(cursor);

@@ -9,10 +9,16 @@
 //! **See**: `disk.rs` for the vocabulary, DESIGN.md for the layout of a data folder.
 #![forbid(unsafe_code)]
 
+pub mod at_rest;
 pub mod chunk_builder;
+pub mod compact;
+mod compact_map;
+mod compact_output;
 pub mod disk;
 pub mod format;
+pub mod index_rebuild;
 mod invariants;
+pub mod keyring;
 pub mod log;
 pub mod log_open;
 pub mod mem_disk;

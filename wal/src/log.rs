@@ -544,6 +544,9 @@ impl ShardLog {
         if script.opened_bytes_min > 0 {
             script.handles.clear();
         }
+        if let Some(size) = script.extended.take() {
+            open.size = open.size.max(size);
+        }
     }
 
     fn apply(&mut self, next: Next) {

@@ -140,6 +140,8 @@ pub struct Reader {
     from_index: bool,
     /// Offset and chain at which the next chunk must begin.
     expected: Option<(Offset, u64)>,
+    /// The first chunk that it met.
+    first_chunk: Option<ChunkHeader>,
     /// A checked chunk at the head of the stream, and the batch of it that comes next.
     chunk: Option<Current>,
     failed: Option<Box<ReadError>>,
@@ -170,6 +172,7 @@ impl Reader {
             place: FIRST_CHUNK_AT,
             from_index: false,
             expected: None,
+            first_chunk: None,
             chunk: None,
             failed: None,
             closing: false,
@@ -185,6 +188,16 @@ impl Reader {
     /// Chain before the batch that `next_batch` gives next.
     pub(crate) fn chain_before(&self) -> Option<u64> {
         self.chunk.map(|it| it.chain_before)
+    }
+
+    /// The first chunk that it met.
+    pub(crate) fn first_chunk(&self) -> Option<&ChunkHeader> {
+        self.first_chunk.as_ref()
+    }
+
+    /// Chain at `position()`, if something was read up to there.
+    pub(crate) fn chain_at_position(&self) -> Option<u64> {
+        self.expected.filter(|(offset, _)| *offset == self.next).map(|(_, chain)| chain)
     }
 
     /// A segment whose index is missing or bad, for `IndexRebuild`; told once.
@@ -482,6 +495,10 @@ impl Reader {
     fn start_chunks(&mut self, queue: &mut DiskQueue) {
         self.stream.seek(self.place);
         self.stage = Stage::Chunks;
+        if self.from_index {
+            // It may lead past what came before, in time.
+            self.expected = None;
+        }
         if self.closing {
             self.leave(queue);
         }
@@ -542,6 +559,7 @@ impl Reader {
                     return Err(self.fault_at(log, place, ReadFault::Chunk(error)));
                 }
             };
+            self.first_chunk.get_or_insert(chunk);
             // An index by time leads to a chunk before which everything is older.
             let all_older = self.time.is_some_and(|time| chunk.times.0 < time);
             if self.from_index && all_older {

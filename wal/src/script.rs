@@ -138,6 +138,10 @@ struct UnderWay {
     path: FilePath,
     /// A handle that it opens (true) or closes.
     handle: Option<(FileKey, bool)>,
+    /// A size that it gives a file.
+    size: Option<u64>,
+    /// A move to quarantine.
+    quarantine: bool,
     /// A `Create`, to do again when what lay in its way is moved.
     create: Option<DiskOp>,
 }
@@ -150,6 +154,11 @@ pub(crate) struct Script {
     /// A file in the way of a new one was moved once; a second time is an error.
     made_way: bool,
     next: Option<Box<Next>>,
+    /// What counts at a second commit, if all before it went well.
+    pub(crate) then: Option<Box<Next>>,
+    committed: bool,
+    /// After the commit, a rename that fails or a meta in doubt poisons the log too: it needs a start to put it right.
+    pub(crate) strict: bool,
     created: Vec<(FileKey, FilePath)>,
     undoing: Option<StepError>,
     priority: Priority,
@@ -161,6 +170,8 @@ pub(crate) struct Script {
     pub(crate) buffer: Option<Vec<u8>>,
     /// Files opened and closed, in order: what became of handles whatever becomes of the job.
     pub(crate) handles: Vec<(FileKey, bool)>,
+    /// Size of the open segment's file, whatever becomes of the job.
+    pub(crate) extended: Option<u64>,
     /// Files moved to quarantine.
     pub(crate) quarantined: Vec<FilePath>,
     /// Files that were to be moved and are not there.
@@ -175,7 +186,10 @@ impl Script {
             steps,
             under_way: None,
             made_way: false,
+            committed: next.is_none(),
             next: next.map(Box::new),
+            then: None,
+            strict: false,
             created: Vec::new(),
             undoing: None,
             priority,
@@ -183,6 +197,7 @@ impl Script {
             opened_bytes_min: 0,
             buffer: None,
             handles: Vec::new(),
+            extended: None,
             quarantined: Vec::new(),
             absent: Vec::new(),
             leftovers: Vec::new(),
@@ -191,7 +206,7 @@ impl Script {
 
     /// Before the commit.
     pub(crate) fn is_uncommitted(&self) -> bool {
-        self.next.is_some()
+        !self.committed
     }
 
     pub(crate) fn is_waiting_for(&self, ticket: Ticket) -> bool {
@@ -200,6 +215,7 @@ impl Script {
 
     /// Plans the next step.
     pub(crate) fn go_on(&mut self, slot: Slot, queue: &mut DiskQueue) -> Progress {
+        let mut quarantine = false;
         let (path, op) = match self.steps.pop_front() {
             None => match self.undoing.take() {
                 Some(error) => return Progress::Undone(error),
@@ -207,12 +223,14 @@ impl Script {
             },
             Some(Step::Commit) => {
                 self.created.clear();
-                return match self.next.take() {
+                self.committed = true;
+                return match self.next.take().or_else(|| self.then.take()) {
                     Some(next) => Progress::Commit(next),
                     None => self.go_on(slot, queue),
                 };
             }
             Some(Step::Quarantine(path)) => {
+                quarantine = true;
                 let to = Name::quarantined(self.quarantine_time, &path).path();
                 (path.clone(), DiskOp::Rename { from: path, to })
             }
@@ -240,19 +258,24 @@ impl Script {
             DiskOp::Close { file } => Some((*file, false)),
             _ => None,
         };
+        let size = match &op {
+            DiskOp::Extend { bytes, .. } => Some(*bytes),
+            _ => None,
+        };
         let create = matches!(op, DiskOp::Create { .. }).then(|| op.clone());
         let ticket = queue.push(slot, self.priority, op);
-        self.under_way = Some(UnderWay { ticket, kind, path, handle, create });
+        self.under_way = Some(UnderWay { ticket, kind, path, handle, size, quarantine, create });
         Progress::Waiting
     }
 
     /// Takes the completion of the step under way.
     pub(crate) fn on_done(&mut self, slot: Slot, done: DiskDone, queue: &mut DiskQueue) -> Progress {
-        let Some(UnderWay { kind: step, path, handle, create, .. }) = self.under_way.take() else {
+        let Some(UnderWay { kind: step, path, handle, size, quarantine, create, .. }) = self.under_way.take() else {
             return Progress::Waiting;
         };
         if done.result.is_ok() {
             self.handles.extend(handle);
+            self.extended = size.or(self.extended);
         }
         match done.result {
             Ok(DiskOk::Opened { bytes }) if bytes < self.opened_bytes_min => {
@@ -265,7 +288,7 @@ impl Script {
                 {
                     self.buffer = Some(buffer);
                 }
-                if step == StepKind::Rename {
+                if quarantine {
                     self.quarantined.push(path);
                 }
                 self.go_on(slot, queue)
@@ -280,20 +303,34 @@ impl Script {
                 self.steps.push_front(Step::Quarantine(path));
                 self.go_on(slot, queue)
             }
+            // Nothing to move: a crash came after the rename.
+            Err(DiskError::NotFound) if quarantine => {
+                self.absent.push(path);
+                self.go_on(slot, queue)
+            }
+            Err(DiskError::Exists) if quarantine => {
+                self.quarantine_time = self.quarantine_time.saturating_add_ns(1);
+                self.steps.push_front(Step::Quarantine(path));
+                self.go_on(slot, queue)
+            }
             Err(error) => self.on_error(slot, StepError { step, path, error }, queue),
         }
     }
 
     fn on_error(&mut self, slot: Slot, failed: StepError, queue: &mut DiskQueue) -> Progress {
-        if self.undoing.is_some() || self.next.is_none() {
-            match (failed.step, failed.error) {
-                // Nothing to move: a crash came after the rename.
-                (StepKind::Rename | StepKind::Remove, DiskError::NotFound) => self.absent.push(failed.path),
-                (StepKind::Rename, DiskError::Exists) => {
-                    self.quarantine_time = self.quarantine_time.saturating_add_ns(1);
-                    self.steps.push_front(Step::Quarantine(failed.path));
-                }
-                _ => self.leftovers.push(failed),
+        if self.undoing.is_some() || self.committed {
+            let in_doubt = match failed.step {
+                StepKind::Rename => true,
+                StepKind::Replace => failed.error != DiskError::Full,
+                _ => false,
+            };
+            if self.strict && in_doubt && self.undoing.is_none() {
+                return Progress::Poisoned(failed);
+            }
+            // A second commit needs what failed; the removal of a file that is not there does not.
+            self.then = None;
+            if failed.step != StepKind::Remove || failed.error != DiskError::NotFound {
+                self.leftovers.push(failed);
             }
             return self.go_on(slot, queue);
         }

@@ -271,7 +271,7 @@ mod tests {
             };
             let mut bytes = index.encode();
             prop_assert!(bytes.len() <= INDEX_BYTES_MAX);
-            prop_assert_eq!(SegmentIndex::decode(&bytes).as_ref(), Ok(&index));
+            prop_assert_eq!(SegmentIndex::decode(&bytes), Ok(index));
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(SegmentIndex::decode(&bytes).is_err());

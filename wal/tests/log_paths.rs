@@ -1,0 +1,210 @@
+//! One shard's log, path by path.
+
+mod kit;
+
+use felix_protocol::position::{Epoch, Offset, OffsetRange};
+use felix_protocol::time::Timestamp;
+use felix_wal::log::{Ended, JobError};
+use felix_wal::log_open::Tail;
+use felix_wal::mem_disk::MemDisk;
+use felix_wal::read::{ReadFault, ReadFrom};
+use felix_wal::retain::{FloorRule, RetainPolicy, RetainScan};
+use felix_wal::truncate::{CutError, FindCut};
+use kit::*;
+
+fn filled(world: &mut World, batches: usize, value_bytes: usize) -> (felix_wal::log::ShardLog, Stamper, Vec<Vec<u8>>) {
+    let mut log = world.create().unwrap();
+    let mut stamper = Stamper::default();
+    let mut all = Vec::new();
+    for number in 0..batches {
+        stamper.time = Timestamp(1_000 + number as u64 * 10);
+        let records: Vec<Rec> = (0..1 + number % 3)
+            .map(|it| (Some(format!("k{}", (number + it) % 7).into_bytes()), vec![number as u8; value_bytes], false))
+            .collect();
+        let batch = stamper.batch(&records);
+        let event = world.flush(&mut log, std::slice::from_ref(&batch)).unwrap();
+        assert_eq!(event.ended, Ended::Done);
+        all.push(batch);
+    }
+    assert_eq!(log.flushed_to(), stamper.next);
+    (log, stamper, all)
+}
+
+#[test]
+fn what_was_flushed_is_read_again_from_every_offset_before_and_after_a_start() {
+    let mut world = World::new(MemDisk::new(1));
+    let (log, stamper, all) = filled(&mut world, 60, 700);
+    assert!(log.segments().len() > 2, "{:?}", log.segments());
+    let (again, report) = World::open(&mut world, 5).unwrap().unwrap();
+    assert_eq!((report.tail, report.strays.len(), &report.damage), (Tail::Clean, 0, &None));
+    assert_eq!(again.meta(), log.meta());
+    for log in [&log, &again] {
+        for offset in 0..=stamper.next.0 {
+            let (read, position, error) = world.read(log, ReadFrom::Offset(Offset(offset))).unwrap();
+            assert_eq!(error, None, "from {offset}");
+            assert_eq!(position, stamper.next);
+            let first = all.iter().position(|batch| records(batch).last().unwrap().0 >= offset).unwrap_or(all.len());
+            assert!(read == all[first..], "from {offset}");
+        }
+    }
+}
+
+#[test]
+fn reading_begins_at_a_time() {
+    let mut world = World::new(MemDisk::new(2));
+    let (log, stamper, all) = filled(&mut world, 60, 700);
+    let (again, _) = world.open(5).unwrap().unwrap();
+    for log in [&log, &again] {
+        for time in (990..1_620).step_by(5) {
+            let (read, position, error) = world.read(log, ReadFrom::Time(Timestamp(time))).unwrap();
+            assert_eq!((error, position), (None, stamper.next));
+            let first = (time.saturating_sub(1_000)).div_ceil(10) as usize;
+            assert_eq!(read.len(), all.len() - first.min(all.len()), "from time {time}");
+            assert!(read == all[first.min(all.len())..]);
+        }
+    }
+}
+
+#[test]
+fn positions_outside_are_refused_by_name() {
+    let mut world = World::new(MemDisk::new(3));
+    let (mut log, stamper, _) = filled(&mut world, 30, 700);
+    assert!(log.set_log_start(Offset(20), Timestamp(9), &mut world.queue).unwrap());
+    world.finish(&mut log).unwrap();
+    let error = |world: &mut World, log: &_, offset| world.read(log, ReadFrom::Offset(Offset(offset))).unwrap().2.unwrap();
+    assert_eq!(error(&mut world, &log, 19).fault, ReadFault::Expired { log_start: Offset(20) });
+    let beyond = stamper.next.0 + 1;
+    assert_eq!(error(&mut world, &log, beyond).fault, ReadFault::Beyond { flushed_to: stamper.next });
+    assert_eq!(
+        log.set_log_start(Offset(19), Timestamp(9), &mut world.queue),
+        Err(JobError::OutOfRange {
+            offset: Offset(19),
+            range: OffsetRange { from: Offset(20), to: stamper.next }
+        })
+    );
+}
+
+fn find(world: &mut World, log: &felix_wal::log::ShardLog, to: Offset) -> Result<felix_wal::truncate::CutPoint, CutError> {
+    let mut find = FindCut::new(READER, log, to).unwrap();
+    let found = loop {
+        if let Some(found) = find.poll(log, &mut world.queue) {
+            break found;
+        }
+        let done = world.next().unwrap().unwrap();
+        find.handle(done, log, &mut world.queue);
+    };
+    find.close(&mut world.queue);
+    while !find.is_closed() {
+        let done = world.next().unwrap().unwrap();
+        find.handle(done, log, &mut world.queue);
+    }
+    found
+}
+
+#[test]
+fn a_cut_is_logical_and_the_log_goes_on_from_it() {
+    let mut world = World::new(MemDisk::new(4));
+    let (mut log, _, mut all) = filled(&mut world, 60, 700);
+    // Batches have 1, 2, 3, 1, 2, 3 ... records.
+    assert!(matches!(find(&mut world, &log, Offset(41)), Err(CutError::InsideBatch(_))));
+    let point = find(&mut world, &log, Offset(42)).unwrap();
+    log.cut(point, Timestamp(50), &mut world.queue).unwrap();
+    let event = world.finish(&mut log).unwrap();
+    assert_eq!(event.ended, Ended::Done);
+    assert!(!event.quarantined.is_empty());
+    all.truncate(21);
+    let mut stamper =
+        Stamper { next: Offset(42), chain: point.chain, epoch: Epoch(2), time: Timestamp(5_000) };
+    for number in 0..20 {
+        let batch = stamper.batch(&[(None, vec![number; 3_000], false)]);
+        world.flush(&mut log, std::slice::from_ref(&batch)).unwrap();
+        all.push(batch);
+    }
+    let (again, report) = world.open(60).unwrap().unwrap();
+    assert_eq!((report.damage, report.strays.len()), (None, 0));
+    assert_eq!(again.meta().epochs.iter().map(|it| (it.epoch.0, it.start.0)).collect::<Vec<_>>(), [(1, 0), (2, 42)]);
+    for log in [&log, &again] {
+        let (read, _, error) = world.read(log, ReadFrom::Offset(Offset(0))).unwrap();
+        assert_eq!(error, None);
+        assert!(read == all);
+    }
+    // To the very beginning.
+    let point = find(&mut world, &log, Offset(0)).unwrap();
+    log.cut(point, Timestamp(70), &mut world.queue).unwrap();
+    world.finish(&mut log).unwrap();
+    assert_eq!(log.flushed_to(), Offset(0));
+    let mut stamper = Stamper::default();
+    let batch = stamper.batch(&[(None, vec![1], false)]);
+    world.flush(&mut log, std::slice::from_ref(&batch)).unwrap();
+    assert!(world.read(&log, ReadFrom::Offset(Offset(0))).unwrap().0 == [batch]);
+}
+
+fn scan(world: &mut World, log: &felix_wal::log::ShardLog, policy: RetainPolicy, now: u64) -> felix_wal::retain::RetainPlan {
+    let mut scan = RetainScan::new(READER, policy, Timestamp(now));
+    loop {
+        if let Some(plan) = scan.poll(log, &mut world.queue) {
+            return plan;
+        }
+        let done = world.next().unwrap().unwrap();
+        scan.handle(done, log);
+    }
+}
+
+#[test]
+fn retention_keeps_what_the_floor_holds_or_says_what_it_cost() {
+    let mut world = World::new(MemDisk::new(5));
+    let (mut log, stamper, _) = filled(&mut world, 90, 700);
+    let sealed = log.segments().len();
+    assert!(sealed >= 3, "{sealed}");
+    let bases: Vec<Offset> = log.segments().iter().map(|it| it.base).collect();
+    let all = RetainPolicy { age_ns: Some(0), ..Default::default() };
+    assert_eq!(scan(&mut world, &log, all, 1_000_000).segments, sealed);
+    let aged = RetainPolicy { age_ns: Some(100), ..Default::default() };
+    assert_eq!(scan(&mut world, &log, aged, 1_050).segments, 0);
+    let kept = RetainPolicy { floor: Some(Offset(bases[1].0 + 1)), ..all };
+    let plan = scan(&mut world, &log, kept, 1_000_000);
+    assert_eq!((plan.segments, plan.log_start, plan.expired), (1, bases[1], None));
+    assert_eq!(plan.held_bytes, log.segments()[1..].iter().map(|it| it.bytes).sum::<u64>());
+    let expire = RetainPolicy { floor_rule: FloorRule::Expire, ..kept };
+    let plan = scan(&mut world, &log, expire, 1_000_000);
+    assert_eq!(plan.expired, Some(OffsetRange { from: Offset(bases[1].0 + 1), to: plan.log_start }));
+    let small = RetainPolicy { bytes: Some(log.stored_bytes() - 1), ..Default::default() };
+    let plan = scan(&mut world, &log, small, 0);
+    assert_eq!(plan.segments, 1);
+    assert!(log.retain(&plan, Timestamp(77), &mut world.queue).unwrap());
+    let event = world.finish(&mut log).unwrap();
+    assert_eq!(event.quarantined.len(), 2, "segment and index");
+    assert_eq!(log.log_start(), bases[1]);
+    assert!(world.disk.paths().iter().any(|path| path.0.starts_with("quarantine/")));
+    let (read, position, error) = world.read(&log, ReadFrom::Offset(bases[1])).unwrap();
+    assert_eq!((error, position), (None, stamper.next));
+    assert!(!read.is_empty());
+}
+
+#[test]
+fn an_idle_shard_is_small() {
+    let mut world = World::new(MemDisk::new(6));
+    world.settings.segment_bytes = 64 << 20;
+    let (mut log, _, _) = filled(&mut world, 400, 100);
+    log.close_file(&mut world.queue).unwrap();
+    world.finish(&mut log).unwrap();
+    assert!(log.held_bytes() <= 2 << 10, "{}", log.held_bytes());
+}
+
+#[test]
+fn an_old_copy_of_the_meta_is_refused() {
+    use felix_wal::log_open::{OpenError, Opening};
+    let mut world = World::new(MemDisk::new(7));
+    let (log, stamper, _) = filled(&mut world, 3, 10);
+    assert_eq!(log.flushed_to(), stamper.next);
+    let expected = Offset(stamper.next.0 + 1);
+    let mut opening =
+        Opening::open(LOG, maker(), SPEC.shard, Timestamp(0), expected, &mut world.queue);
+    loop {
+        let done = world.next().unwrap().unwrap();
+        if let Some(opened) = opening.handle(done, &mut world.queue) {
+            assert_eq!(opened.unwrap_err(), OpenError::MetaOlder { flushed_to: stamper.next, expected });
+            break;
+        }
+    }
+}
