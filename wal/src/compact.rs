@@ -452,9 +452,18 @@ impl Compaction {
         let is_data = view.header.kind == BatchKind::Data;
         match self.stage {
             Stage::Map if is_data => {
-                if !self.note(&view)? {
+                if self.map.bytes() >= self.settings.map_bytes_max.max(1) {
                     self.map_end = view.header.base_offset;
                     self.leave(After::Choose, queue);
+                    return Ok(());
+                }
+                // A batch is noted whole: nothing at or beyond `map_end` is ever a reason to drop a record.
+                for entry in view.body.entries() {
+                    let entry = entry.map_err(CompactError::Batch)?;
+                    let offset = view.header.base_offset.0 + u64::from(entry.offset_delta);
+                    if let Some(key) = entry.key.filter(|_| entry.flags & RECORD_SKIPPED == 0) {
+                        self.map.note(key, offset);
+                    }
                 }
                 Ok(())
             }
@@ -471,21 +480,6 @@ impl Compaction {
             Stage::Rewrite => self.rewrite(item, is_sealed, is_data, &view, queue, keys),
             _ => Ok(()),
         }
-    }
-
-    /// Notes the keys of a batch. False: the map is full.
-    fn note(&mut self, view: &BatchView<'_>) -> Result<bool, CompactError> {
-        for entry in view.body.entries() {
-            let entry = entry.map_err(CompactError::Batch)?;
-            let offset = view.header.base_offset.0 + u64::from(entry.offset_delta);
-            if let Some(key) = entry.key
-                && entry.flags & RECORD_SKIPPED == 0
-                && !self.map.note(key, offset, self.settings.map_bytes_max)
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Whether a record goes. None: it stays.

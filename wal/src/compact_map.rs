@@ -1,7 +1,7 @@
 //! **What**: the latest offset of each key in a range, for compaction.
 //!
-//! **Invariants**: keys are compared whole, so two keys never count as one. Its memory is bounded; when it is full, the
-//! range ends there and the rest waits for the next pass.
+//! **Invariants**: keys are compared whole, so two keys never count as one. It says what it holds; when that is
+//! enough, the range ends there and the rest waits for the next pass.
 //!
 //! **Never**: a hash in place of a key: a collision, which a client could make, would lose a record.
 //!
@@ -20,18 +20,20 @@ pub(crate) struct LatestMap {
 }
 
 impl LatestMap {
-    /// Notes a record. False: it is full, the key was not taken.
-    pub(crate) fn note(&mut self, key: &[u8], offset: u64, bytes_max: usize) -> bool {
-        if let Some(held) = self.latest.get_mut(key) {
-            *held = offset.max(*held);
-            return true;
+    /// Bytes it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Notes a record.
+    pub(crate) fn note(&mut self, key: &[u8], offset: u64) {
+        match self.latest.get_mut(key) {
+            Some(held) => *held = offset.max(*held),
+            None => {
+                self.bytes += key.len() + ENTRY_BYTES;
+                self.latest.insert(key.into(), offset);
+            }
         }
-        if self.bytes + key.len() + ENTRY_BYTES > bytes_max && !self.latest.is_empty() {
-            return false;
-        }
-        self.bytes += key.len() + ENTRY_BYTES;
-        self.latest.insert(key.into(), offset);
-        true
     }
 
     /// A later record of the key is known.
@@ -45,12 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_bounded_and_still_learns_of_keys_it_has() {
+    fn it_knows_the_latest_and_what_it_costs() {
         let mut map = LatestMap::default();
-        assert!(map.note(b"a", 1, 120));
-        assert!(map.note(b"b", 2, 120));
-        assert!(!map.note(b"c", 3, 120));
-        assert!(map.note(b"a", 4, 120));
+        map.note(b"a", 1);
+        map.note(b"b", 2);
+        let bytes = map.bytes();
+        map.note(b"a", 4);
+        assert_eq!(map.bytes(), bytes);
         assert!(map.is_outdated(b"a", 1) && !map.is_outdated(b"a", 4) && !map.is_outdated(b"c", 0));
     }
 }

@@ -408,8 +408,9 @@ impl ShardLog {
             let file = queue.file_key(self.slot);
             let mut header = Vec::with_capacity(BLOCK_BYTES);
             let owner = self.segment_owner(base);
-            FileHeader { identity: self.maker.identity, session: self.maker.session, salt: 0, owner }
-                .encode(&mut header);
+            // A cut and another flush give another file of this name: its tag tells it from the first one and its index.
+            let salt = u128::from(end.chain) << 64 | u128::from(end.time.0);
+            FileHeader { identity: self.maker.identity, session: self.maker.session, salt, owner }.encode(&mut header);
             let tag = file_tag(&header);
             let used_bytes = FIRST_CHUNK_AT + bytes;
             let size = used_bytes.max(settings.extent_bytes_first.next_multiple_of(BLOCK_BYTES as u64));

@@ -421,7 +421,8 @@ impl Opening {
             }
         }
         let bases: Vec<Offset> = self.segments.iter().map(|it| it.base).collect();
-        let known = |base: Offset| bases.contains(&base) || meta.switch.is_some();
+        let moving = |base: Offset| meta.switch.is_some_and(|range| base >= range.from && base < range.to);
+        let known = |base: Offset| bases.contains(&base) || moving(base);
         let strays = indexes.into_iter().filter(|(it, _)| !known(it.base_offset)).map(|(_, path)| path);
         self.report.strays.extend(strays);
         // Whole segments below the log start wait for quarantine.

@@ -417,6 +417,8 @@ impl Reader {
                     Ok(DiskOk::Bytes(bytes)) => read_index(&bytes, log, self.segment.base, self.segment.tag).ok(),
                     _ => None,
                 };
+                // One from before the segment grew: a crash came between sealing it and saying so.
+                let index = index.filter(|it| it.range.to >= self.segment.end);
                 match index {
                     Some(index) => {
                         self.place = match self.time {

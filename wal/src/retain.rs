@@ -105,6 +105,9 @@ impl RetainScan {
             Ok(DiskOk::Bytes(bytes)) => index_of_segment(bytes, log, base),
             _ => None,
         };
+        // An index from before the segment grew says too little.
+        let end = log.end_of_segments(self.expired_by_age + 1);
+        let index = index.filter(|it| it.range.to >= end);
         let before = self.now.saturating_sub_ns(self.policy.age_ns.unwrap_or(u64::MAX));
         match index {
             Some(index) if index.time_last < before => self.expired_by_age += 1,

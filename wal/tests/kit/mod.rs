@@ -1,6 +1,8 @@
 //! A shard's log on a disk in memory, driven to the end of each job, and batches to put in it.
 #![allow(dead_code)]
 
+pub mod twin;
+
 use felix_protocol::batch::{BatchKind, StampedHeader};
 use felix_protocol::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
 use felix_protocol::batch_view::BatchView;
@@ -9,7 +11,7 @@ use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Epoch, Lineage, Offset};
 use felix_protocol::time::Timestamp;
 use felix_wal::chunk_builder::{BuildError, ChunkBuilder};
-use felix_wal::disk::{Disk, DiskDone};
+use felix_wal::disk::{Disk, DiskDone, DiskOp};
 use felix_wal::format::header::{Identity, Region};
 use felix_wal::log::{JobError, LogEvent, LogSettings, Maker, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
@@ -121,6 +123,10 @@ pub struct World {
     pub settings: LogSettings,
     /// Completions until the power fails.
     pub crash_in: Option<u64>,
+    /// A wrong executor or planner, for the tests of the tests.
+    pub twin: Option<twin::Twin>,
+    /// Removals outside quarantine since it was last emptied.
+    pub removed: Vec<String>,
 }
 
 /// The power failed.
@@ -129,13 +135,27 @@ pub struct Crashed;
 
 impl World {
     pub fn new(disk: MemDisk) -> World {
-        World { disk, queue: DiskQueue::new(), builder: ChunkBuilder::new(), settings: SETTINGS, crash_in: None }
+        World { disk, queue: DiskQueue::new(), builder: ChunkBuilder::new(), settings: SETTINGS, crash_in: None, twin: None, removed: Vec::new() }
     }
 
     /// The next completion. None: nothing is under way.
     pub fn next(&mut self) -> Result<Option<DiskDone>, Crashed> {
         for request in self.queue.drain() {
+            let request = match &mut self.twin {
+                Some(twin) => twin.change(request, &mut self.disk),
+                None => Some(request),
+            };
+            let Some(request) = request else { continue };
+            if let DiskOp::Remove { path } = &request.op
+                && !path.0.starts_with("quarantine/")
+                && !path.0.ends_with(".tmp")
+            {
+                self.removed.push(path.0.clone());
+            }
             self.disk.submit(request);
+        }
+        if let Some(done) = self.twin.as_mut().and_then(|twin| twin.faked.pop_front()) {
+            return Ok(Some(done));
         }
         if self.disk.under_way() > 0
             && let Some(left) = &mut self.crash_in
@@ -147,7 +167,15 @@ impl World {
             }
             *left -= 1;
         }
-        Ok(self.disk.wait())
+        loop {
+            let done = self.disk.wait();
+            if let (Some(done), Some(twin)) = (&done, &mut self.twin)
+                && twin.swallows(done)
+            {
+                continue;
+            }
+            return Ok(done);
+        }
     }
 
     pub fn create(&mut self) -> Result<ShardLog, Crashed> {
