@@ -600,9 +600,16 @@ impl Disk for MemDisk {
                 self.under_way.iter().filter(busy).any(|other| closing(&request.op) || closing(&other.request.op));
             assert!(!conflict, "{file:?} is closed with requests under way");
         }
-        // Debug text of an operation is the same in every run, and so is its hash.
-        let text = format!("{:?} {:?}", request.ticket, request.op);
-        self.note(text.as_bytes());
+        self.note(&request.ticket.0.to_le_bytes());
+        match &request.op {
+            DiskOp::Write { file, at, bytes } => {
+                self.note(&file.0.to_le_bytes());
+                self.note(&at.to_le_bytes());
+                self.note(bytes);
+            }
+            // Debug text of an operation is the same in every run, and so is its hash.
+            op => self.note(format!("{op:?}").as_bytes()),
+        }
         let slow = self.options.reorder && self.chance.one_in_thousand(self.options.slow_per_mille);
         let delay = if slow { 2 + self.chance.below(16) } else { 0 };
         self.under_way.push_back(UnderWay { request, covers: self.written, delay });

@@ -188,13 +188,8 @@ pub enum HeaderError {
         /// The file's.
         found: ClusterId,
     },
-    /// Of another region.
-    OtherRegion {
-        /// Ours.
-        expected: Region,
-        /// The file's.
-        found: Region,
-    },
+    /// Of another region than ours.
+    OtherRegion(Region),
     /// Of another node.
     OtherNode {
         /// Ours.
@@ -226,9 +221,7 @@ impl fmt::Display for HeaderError {
             HeaderError::OtherCluster { expected, found } => {
                 write!(f, "the file is of cluster {:032x}, this is {:032x}", found.0, expected.0)
             }
-            HeaderError::OtherRegion { expected, found } => {
-                write!(f, "the file is of region {found}, this is {expected}")
-            }
+            HeaderError::OtherRegion(found) => write!(f, "the file is of region {found}"),
             HeaderError::OtherNode { expected, found } => {
                 write!(f, "the file is of node {:032x}, this is {:032x}", found.0, expected.0)
             }
@@ -358,7 +351,7 @@ impl FileHeader {
             return Err(HeaderError::OtherCluster { expected: ours.cluster, found: found.cluster });
         }
         if ours.region != found.region {
-            return Err(HeaderError::OtherRegion { expected: ours.region, found: found.region });
+            return Err(HeaderError::OtherRegion(found.region));
         }
         if ours.node != found.node {
             return Err(HeaderError::OtherNode { expected: ours.node, found: found.node });
