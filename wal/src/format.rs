@@ -7,5 +7,7 @@
 //!
 //! **See**: `names.rs` (where things lie), `header.rs` (how every file begins).
 
+pub mod entry;
+pub mod group;
 pub mod header;
 pub mod names;
