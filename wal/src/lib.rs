@@ -9,7 +9,14 @@
 //! **See**: `disk.rs` for the vocabulary, DESIGN.md for the layout of a data folder.
 #![forbid(unsafe_code)]
 
+pub mod core_wal;
 pub mod disk;
 pub mod format;
+pub mod group_commit;
+pub mod judge;
 pub mod mem_disk;
 mod mem_file;
+mod prepare;
+pub mod recover;
+mod ring;
+mod window;

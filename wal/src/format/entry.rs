@@ -10,7 +10,7 @@
 //!  4 EpochStart  u32 lineage, u64 epoch, u64 start
 //!  5 Create      u64 stream, u32 lineage, u64 epoch, settings
 //!  6 Delete      u32 lineage
-//!  7 FlushedTo   u32 lineage, u64 offset, u64 through
+//!  7 FlushedTo   u32 lineage, u64 offset, u64 through, u8 copied
 //!  8 Rehome      u32 lineage, u64 incarnation, u64 from
 //!  9 Seal        u64 synced_through, u8 clean                  shard 0
 //! flags: 1 copied_from is there (an entry copied forward)   2 the batch is sealed at rest (Append only)
@@ -57,7 +57,8 @@ pub const ENTRY_BYTES_MAX: usize = 2 << 20;
 /// Version of all entries.
 pub const ENTRY_VERSION: u8 = 1;
 
-const PREFIX_BYTES: usize = 16;
+/// Bytes in front of every entry: length, kind, version, flags, shard.
+pub const ENTRY_PREFIX_BYTES: usize = 16;
 const FLAG_COPIED: u16 = 1 << 0;
 const FLAG_SEALED: u16 = 1 << 1;
 
@@ -135,7 +136,7 @@ pub enum EntryBody<'a> {
         /// Incarnation of the data.
         lineage: Lineage,
     },
-    /// Entries of the shard in this WAL up to `through` are in its segments and meta, or were copied forward.
+    /// Entries of the shard in this WAL up to `through` count no longer.
     FlushedTo {
         /// Incarnation of the data.
         lineage: Lineage,
@@ -143,6 +144,8 @@ pub enum EntryBody<'a> {
         offset: Offset,
         /// Last entry that counts no longer.
         through: Lsn,
+        /// Not because they are in segments and meta, but because all that matter were copied forward.
+        copied: bool,
     },
     /// Of this shard, only entries of this WAL from `from` on count; nothing in any other.
     Rehome {
@@ -251,10 +254,8 @@ impl EntryBody<'_> {
     fn bytes(&self) -> usize {
         match self {
             EntryBody::Append(append) => 32 + append.sealed_by.map_or(0, |_| 16) + append.batch.len(),
-            EntryBody::Truncate { .. }
-            | EntryBody::EpochStart { .. }
-            | EntryBody::FlushedTo { .. }
-            | EntryBody::Rehome { .. } => 20,
+            EntryBody::Truncate { .. } | EntryBody::EpochStart { .. } | EntryBody::Rehome { .. } => 20,
+            EntryBody::FlushedTo { .. } => 21,
             EntryBody::Promise { .. } => 12,
             EntryBody::Create { settings, .. } => 20 + settings.len(),
             EntryBody::Delete { .. } => 4,
@@ -271,7 +272,7 @@ impl<'a> Entry<'a> {
 
     /// Bytes that `encode` appends.
     pub fn bytes(&self) -> usize {
-        PREFIX_BYTES + self.copied_from.map_or(0, |_| 8) + self.body.bytes()
+        ENTRY_PREFIX_BYTES + self.copied_from.map_or(0, |_| 8) + self.body.bytes()
     }
 
     /// Appends the entry. Its size is below `ENTRY_BYTES_MAX`, which the caller has checked.
@@ -319,10 +320,11 @@ impl<'a> Entry<'a> {
                 out.put(settings);
             }
             EntryBody::Delete { lineage } => out.put_u32(lineage.0),
-            EntryBody::FlushedTo { lineage, offset, through } => {
+            EntryBody::FlushedTo { lineage, offset, through, copied } => {
                 out.put_u32(lineage.0);
                 out.put_u64(offset.0);
                 out.put_u64(through.0);
+                out.put_u8(u8::from(*copied));
             }
             EntryBody::Rehome { lineage, incarnation, from } => {
                 out.put_u32(lineage.0);
@@ -341,7 +343,7 @@ impl<'a> Entry<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<(Entry<'a>, usize), EntryError> {
         let mut length = Reader::new(bytes);
         let entry_bytes = length.u32()?;
-        let whole = bytes.get(..entry_bytes as usize).filter(|whole| whole.len() >= PREFIX_BYTES);
+        let whole = bytes.get(..entry_bytes as usize).filter(|whole| whole.len() >= ENTRY_PREFIX_BYTES);
         let bad_length = EntryError::BadLength { bytes: entry_bytes, left: bytes.len() };
         let whole = whole.filter(|whole| whole.len() <= ENTRY_BYTES_MAX).ok_or(bad_length)?;
         let mut r = Reader::new(&whole[4..]);
@@ -366,6 +368,14 @@ impl<'a> Entry<'a> {
         let body = EntryBody::fields(kind, flags, &mut r)?;
         r.finish()?;
         Ok((Entry { shard, copied_from, body }, whole.len()))
+    }
+}
+
+fn flag(r: &mut Reader<'_>, name: &'static str) -> Result<bool, EntryError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::BadField(name).into()),
     }
 }
 
@@ -403,16 +413,15 @@ impl<'a> EntryBody<'a> {
                 EntryBody::Create { stream, lineage, epoch, settings }
             }
             6 => EntryBody::Delete { lineage: Lineage(r.u32()?) },
-            7 => EntryBody::FlushedTo { lineage: Lineage(r.u32()?), offset: Offset(r.u64()?), through: Lsn(r.u64()?) },
+            7 => {
+                let lineage = Lineage(r.u32()?);
+                let offset = Offset(r.u64()?);
+                EntryBody::FlushedTo { lineage, offset, through: Lsn(r.u64()?), copied: flag(r, "copied")? }
+            }
             8 => EntryBody::Rehome { lineage: Lineage(r.u32()?), incarnation: r.u64()?, from: Lsn(r.u64()?) },
             9 => {
                 let synced_through = GroupSequence(r.u64()?);
-                let clean = match r.u8()? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(DecodeError::BadField("clean").into()),
-                };
-                EntryBody::Seal { synced_through, clean }
+                EntryBody::Seal { synced_through, clean: flag(r, "clean")? }
             }
             _ => return Err(EntryError::UnknownKind(kind)),
         })

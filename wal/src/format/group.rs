@@ -4,19 +4,21 @@
 //!  0 u32 magic        "FLXG"               40 u64 sequence        of the group in this WAL, from 1
 //!  4 u16 version      1                    48 u64 first_lsn       number of its first entry
 //!  6 u16 flags        0                    56 u32 entry_count
-//!  8 u32 header_crc   of 0..8 and 12..80   60 u32 payload_bytes   entries, without padding
-//! 12 u32 body_crc     of 80..end           64 u64 synced_through  groups up to it are durable; 0: none
+//!  8 u32 header_crc   of 0..8 and 12..88   60 u32 payload_bytes   entries, without padding
+//! 12 u32 body_crc     of 88..end           64 u64 synced_through  groups up to it are durable; 0: none
 //! 16 u64 wal session                       72 u64 first_needed    first group of the oldest file still needed
-//! 24 u8  wal core                          80 entries, then zeros to a multiple of 4096
-//! 25 3 bytes zero
-//! 28 u32 file number
-//! 32 u32 generation   of the file's reuse
-//! 36 u32 block        where in the file, in blocks
+//! 24 u8  wal core, 3 bytes zero
+//! 28 u32 file number                       80 u32 index_crc       of the prefixes of all entries
+//! 32 u32 generation   of the file's reuse  84 u32 0
+//! 36 u32 block        where in the file    88 entries, then zeros to a multiple of 4096
 //! ```
 //!
 //! **Invariants**: starts on a block and fills whole blocks, so that no later write touches a block of it. Sequences of a
 //! WAL rise by one. The place (file, generation, block) is inside, so that stale and misdirected groups are told apart from
 //! good ones. Both checksums together cover every byte, padding included.
+//!
+//! Both checksums start from a seed that comes from the WAL's random salt (in the file header): bytes of a client that look
+//! like a group, found while looking behind damage, do not pass for one.
 //!
 //! **Never**: a length believed before `header_crc` fits.
 //!
@@ -32,7 +34,7 @@ use super::names::WalId;
 use crate::disk::BLOCK_BYTES;
 
 /// Bytes of a group before its entries.
-pub const GROUP_HEADER_BYTES: usize = 80;
+pub const GROUP_HEADER_BYTES: usize = 88;
 /// Largest group, header and padding included. One entry of the largest size fits.
 pub const GROUP_BYTES_MAX: usize = 16 << 20;
 /// Version of the group format.
@@ -75,6 +77,8 @@ pub struct GroupHeader {
     pub synced_through: GroupSequence,
     /// Groups from this one on must still be there. At most `sequence`.
     pub first_needed: GroupSequence,
+    /// Checksum of the prefixes of all entries: says whose a group was although its batches are damaged.
+    pub index_crc: u32,
 }
 
 /// Why bytes are not a group.
@@ -131,8 +135,21 @@ pub fn group_bytes(payload_bytes: usize) -> usize {
     (GROUP_HEADER_BYTES + payload_bytes).next_multiple_of(BLOCK_BYTES)
 }
 
-fn header_crc(header: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&header[..HEADER_CRC_AT]), &header[BODY_CRC_AT..GROUP_HEADER_BYTES])
+/// Where the checksums of a WAL's groups start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupSeed(u32);
+
+impl GroupSeed {
+    /// From the salt in the headers of the WAL's files.
+    pub fn of(salt: u128) -> GroupSeed {
+        let words = [salt as u32, (salt >> 32) as u32, (salt >> 64) as u32, (salt >> 96) as u32];
+        GroupSeed(words.into_iter().fold(0, |seed, word| seed.rotate_left(7) ^ word))
+    }
+}
+
+fn header_crc(seed: GroupSeed, header: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(seed.0, &header[..HEADER_CRC_AT]);
+    crc32c::crc32c_append(crc, &header[BODY_CRC_AT..GROUP_HEADER_BYTES])
 }
 
 fn put_u32_at(bytes: &mut [u8], at: usize, value: u32) {
@@ -159,11 +176,11 @@ impl GroupHeader {
     }
 
     /// Completes a group: `buffer` holds room for the header and then the entries. Pads, and sets both checksums.
-    pub fn finish(&self, buffer: &mut Vec<u8>) {
+    pub fn finish(&self, seed: GroupSeed, buffer: &mut Vec<u8>) {
         assert_eq!(buffer.len(), GROUP_HEADER_BYTES + self.payload_bytes as usize, "payload_bytes is what is there");
         assert!(self.synced_through < self.sequence && self.first_needed <= self.sequence, "{self:?}");
         buffer.resize(self.bytes(), 0);
-        let body_crc = crc32c::crc32c(&buffer[GROUP_HEADER_BYTES..]);
+        let body_crc = crc32c::crc32c_append(seed.0, &buffer[GROUP_HEADER_BYTES..]);
         let mut out = Fixed { out: buffer, at: 0 };
         out.put(&MAGIC);
         out.put_u16(GROUP_VERSION);
@@ -182,20 +199,22 @@ impl GroupHeader {
         out.put_u32(self.payload_bytes);
         out.put_u64(self.synced_through.0);
         out.put_u64(self.first_needed.0);
+        out.put_u32(self.index_crc);
+        out.put_u32(0);
         debug_assert_eq!(out.at, GROUP_HEADER_BYTES);
-        let crc = header_crc(buffer);
+        let crc = header_crc(seed, buffer);
         put_u32_at(buffer, HEADER_CRC_AT, crc);
     }
 
     /// Reads the header of the group that begins at `bytes`; its checksum is checked before any field is believed.
-    pub fn decode(bytes: &[u8]) -> Result<GroupHeader, GroupError> {
+    pub fn decode(seed: GroupSeed, bytes: &[u8]) -> Result<GroupHeader, GroupError> {
         let header = bytes.get(..GROUP_HEADER_BYTES).ok_or(GroupError::Truncated)?;
         if header[..4] != MAGIC {
             let blank = header.iter().all(|byte| *byte == 0);
             return Err(if blank { GroupError::Blank } else { GroupError::BadMagic });
         }
         let expected = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        let found = header_crc(header);
+        let found = header_crc(seed, header);
         if expected != found {
             return Err(GroupError::HeaderChecksum { expected, found });
         }
@@ -224,9 +243,11 @@ impl GroupHeader {
             payload_bytes: reader.u32().map_err(short)?,
             synced_through: GroupSequence(reader.u64().map_err(short)?),
             first_needed: GroupSequence(reader.u64().map_err(short)?),
+            index_crc: reader.u32().map_err(short)?,
         };
+        let reserved = reader.u32().map_err(short)?;
         let bad = |field| Err(Some(GroupError::BadField(field)));
-        if flags != 0 {
+        if flags != 0 || reserved != 0 {
             return bad("flags");
         }
         if core > 0xff {
@@ -251,10 +272,10 @@ impl GroupHeader {
     }
 
     /// The entries of the group that begins at `bytes`, after a check of everything that its header did not cover.
-    pub fn payload<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], GroupError> {
+    pub fn payload<'a>(&self, seed: GroupSeed, bytes: &'a [u8]) -> Result<&'a [u8], GroupError> {
         let group = bytes.get(..self.bytes()).ok_or(GroupError::Truncated)?;
         let expected = u32::from_le_bytes([group[12], group[13], group[14], group[15]]);
-        let found = crc32c::crc32c(&group[GROUP_HEADER_BYTES..]);
+        let found = crc32c::crc32c_append(seed.0, &group[GROUP_HEADER_BYTES..]);
         if expected != found {
             return Err(GroupError::BodyChecksum { expected, found });
         }
