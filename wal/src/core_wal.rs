@@ -228,7 +228,7 @@ pub struct CoreWal {
     next_sequence: u64,
     next_ticket: u32,
     durable: Mark,
-    /// Copies whose originals may go once this entry is durable.
+    /// Pins that go once an entry is durable: originals of copies, and what was flushed after them.
     superseded: VecDeque<(Lsn, ShardId, Lsn)>,
     /// The last group written is a seal, or nothing was written.
     sealed: bool,
@@ -381,15 +381,25 @@ impl CoreWal {
         if self.poison.is_some() {
             return;
         }
-        self.ring.unpin(shard, through);
-        self.ring.release(self.durable.sequence);
         // The entry spares recovery work; without room for it, the meta file says the same.
         let entry = Entry::new(shard, EntryBody::FlushedTo { lineage, offset, through, copied: false });
-        let _ = self.append(now, &entry, Commit::None);
+        let recorded = self.append(now, &entry, Commit::None);
+        if self.superseded.iter().any(|(_, other, _)| *other == shard) {
+            // `through` may be the number of a copy: originals of other copies are below it, and needed until those are
+            // durable. So this waits its turn behind them.
+            if let Ok(lsn) = recorded {
+                self.superseded.push_back((lsn, shard, through));
+            }
+            return;
+        }
+        self.ring.unpin(shard, through);
+        self.ring.release(self.durable.sequence);
     }
 
-    /// The shard's entries up to `through` were all appended again, as copies, after which nothing older of the shard
-    /// counts. The originals are let go once that is durable.
+    /// What matters of the shard's entries up to `through` was appended again, as copies, and nothing of the shard came in
+    /// between: `through` is what `appended` said before the first copy. The originals are let go once that is durable.
+    /// Copies of an attempt that ended before this call have no effect. Not while a flush of the shard is under way: what it
+    /// covers is told in numbers of the originals.
     pub fn superseded(
         &mut self,
         now: Time,

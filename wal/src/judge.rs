@@ -125,6 +125,17 @@ impl Run {
     }
 }
 
+/// What an entry says about other entries of its shard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Note {
+    Flushed(Lsn),
+    Superseded(Lsn),
+    Rehomed { incarnation: u64, from: Lsn },
+}
+
+/// Notes that are kept before those that surely count are given to the resolver.
+const NOTES_KEPT: usize = 4_096;
+
 /// What scanning a WAL gathers.
 #[derive(Debug)]
 pub(crate) struct WalScan {
@@ -135,10 +146,11 @@ pub(crate) struct WalScan {
     pub(crate) seed: GroupSeed,
     pub(crate) bad_headers: u32,
     pub(crate) blank_headers: u32,
+    /// There is something, and no header to read it with.
+    pub(crate) has_noise: bool,
     pub(crate) runs: Vec<Run>,
     pub(crate) synced: GroupSequence,
-    pub(crate) superseded: Vec<(GroupSequence, ShardId, Lsn)>,
-    pub(crate) rehomed: Vec<(GroupSequence, ShardId, u64, Lsn)>,
+    notes: Vec<(GroupSequence, ShardId, Note)>,
     bad: Vec<BadSpot>,
     bad_more: bool,
 }
@@ -152,10 +164,10 @@ impl WalScan {
             seed: GroupSeed::default(),
             bad_headers: 0,
             blank_headers: 0,
+            has_noise: false,
             runs: Vec::new(),
             synced: GroupSequence(0),
-            superseded: Vec::new(),
-            rehomed: Vec::new(),
+            notes: Vec::new(),
             bad: Vec::new(),
             bad_more: false,
         }
@@ -174,6 +186,29 @@ impl WalScan {
             }
             _ => self.runs.push(group),
         }
+    }
+
+    /// A note counts if its group does, which is known at the end, or once a later group states that it is durable.
+    pub(crate) fn add_note(&mut self, group: GroupSequence, shard: ShardId, note: Note, resolver: &mut Resolver) {
+        self.notes.push((group, shard, note));
+        if self.notes.len().is_multiple_of(NOTES_KEPT) {
+            self.resolve_notes(self.synced, resolver);
+        }
+    }
+
+    fn resolve_notes(&mut self, end: GroupSequence, resolver: &mut Resolver) {
+        let wal = self.wal;
+        self.notes.retain(|(group, shard, note)| {
+            if *group > end {
+                return true;
+            }
+            match note {
+                Note::Flushed(through) => resolver.flushed(wal, *shard, *through),
+                Note::Superseded(through) => resolver.superseded(wal, *shard, *through),
+                Note::Rehomed { incarnation, from } => resolver.rehomed(wal, *shard, *incarnation, *from),
+            }
+            false
+        });
     }
 
     pub(crate) fn add_bad(&mut self, spot: BadSpot) {
@@ -257,19 +292,38 @@ impl WalReport {
     }
 }
 
+/// Up to where entries of a shard in a WAL count no longer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Passed {
+    /// They are in segments and meta.
+    flushed: Lsn,
+    /// All that matter of them were copied forward.
+    superseded: Lsn,
+}
+
 /// Which entries count.
+///
+/// ```text
+/// an entry:           lsn > flushed, lsn > superseded
+/// a copy, in addition: original <= superseded (else the original counts), or the original is lost to damage
+/// ```
 #[derive(Debug, Default)]
 pub(crate) struct Resolver {
-    through: HashMap<(WalId, ShardId), Lsn>,
+    passed: HashMap<(WalId, ShardId), Passed>,
     homes: HashMap<ShardId, (u64, WalId, Lsn)>,
     /// Entries that are missing, by WAL: first and one past the last.
     lost: BTreeMap<WalId, Vec<(Lsn, Lsn)>>,
 }
 
 impl Resolver {
-    pub(crate) fn flushed(&mut self, wal: WalId, shard: ShardId, through: Lsn) {
-        let entry = self.through.entry((wal, shard)).or_default();
-        *entry = through.max(*entry);
+    fn flushed(&mut self, wal: WalId, shard: ShardId, through: Lsn) {
+        let passed = self.passed.entry((wal, shard)).or_default();
+        passed.flushed = passed.flushed.max(through);
+    }
+
+    fn superseded(&mut self, wal: WalId, shard: ShardId, through: Lsn) {
+        let passed = self.passed.entry((wal, shard)).or_default();
+        passed.superseded = passed.superseded.max(through);
     }
 
     fn rehomed(&mut self, wal: WalId, shard: ShardId, incarnation: u64, from: Lsn) {
@@ -279,24 +333,21 @@ impl Resolver {
         }
     }
 
-    /// The original of a copy is among what is replayed.
-    fn original_counts(&self, wal: WalId, shard: ShardId, lsn: Lsn) -> bool {
-        let lost = self.lost.get(&wal).is_some_and(|list| list.iter().any(|(from, to)| (*from..*to).contains(&lsn)));
-        !lost && self.is_current(wal, shard, lsn)
-    }
-
-    fn is_current(&self, wal: WalId, shard: ShardId, lsn: Lsn) -> bool {
-        let flushed = self.through.get(&(wal, shard)).is_some_and(|through| lsn <= *through);
-        let elsewhere = self.homes.get(&shard).is_some_and(|(_, home, from)| *home != wal || lsn < *from);
-        !flushed && !elsewhere
-    }
-
     pub(crate) fn counts(&self, wal: WalId, lsn: Lsn, entry: &Entry<'_>) -> bool {
-        match entry.body {
-            EntryBody::FlushedTo { .. } | EntryBody::Rehome { .. } | EntryBody::Seal { .. } => false,
-            _ if !self.is_current(wal, entry.shard, lsn) => false,
-            _ => entry.copied_from.is_none_or(|original| !self.original_counts(wal, entry.shard, original)),
+        if matches!(entry.body, EntryBody::FlushedTo { .. } | EntryBody::Rehome { .. } | EntryBody::Seal { .. }) {
+            return false;
         }
+        if self.homes.get(&entry.shard).is_some_and(|(_, home, from)| *home != wal || lsn < *from) {
+            return false;
+        }
+        let passed = self.passed.get(&(wal, entry.shard)).copied().unwrap_or_default();
+        if lsn <= passed.flushed || lsn <= passed.superseded {
+            return false;
+        }
+        let Some(original) = entry.copied_from else { return true };
+        let is_lost =
+            || self.lost.get(&wal).is_some_and(|list| list.iter().any(|(from, to)| (*from..*to).contains(&original)));
+        original <= passed.superseded || (original > passed.flushed && is_lost())
     }
 }
 
@@ -320,16 +371,8 @@ pub(crate) fn judge(scan: &mut WalScan, resolver: &mut Resolver) -> WalReport {
         }
     }
     // What was stated in groups that do not count was not stated.
-    for (sequence, shard, through) in scan.superseded.drain(..) {
-        if sequence <= end {
-            resolver.flushed(scan.wal, shard, through);
-        }
-    }
-    for (sequence, shard, incarnation, from) in scan.rehomed.drain(..) {
-        if sequence <= end {
-            resolver.rehomed(scan.wal, shard, incarnation, from);
-        }
-    }
+    scan.resolve_notes(end, resolver);
+    scan.notes.clear();
     let report = WalReport {
         wal: scan.wal,
         files: scan.files.clone(),
@@ -339,7 +382,7 @@ pub(crate) fn judge(scan: &mut WalScan, resolver: &mut Resolver) -> WalReport {
         end: wal_end(scan, end, last),
         damage,
         bad_headers: scan.bad_headers,
-        unreadable: scan.found_seed.is_none() && scan.bad_headers > 0,
+        unreadable: scan.has_noise,
     };
     scan.runs.retain(|run| run.last >= needed_from && run.first <= end);
     report

@@ -64,6 +64,8 @@ pub struct MemDiskOptions {
     pub slow_per_mille: u64,
     /// A crash tears blocks at 512 bytes too, as disks with small sectors do.
     pub tears_sectors: bool,
+    /// A block whose write was under way when power failed may be left with noise.
+    pub garbles: bool,
     /// Bytes that all files together may have; beyond: `DiskError::Full`.
     pub bytes_max: Option<u64>,
 }
@@ -286,6 +288,12 @@ impl MemDisk {
                     if self.chance.coin() {
                         self.written += 1;
                         let at = at + (index * BLOCK_BYTES) as u64;
+                        let noise: Vec<u8>;
+                        let mut block = block;
+                        if self.options.garbles && self.chance.coin() {
+                            noise = (0..BLOCK_BYTES / 8).flat_map(|_| self.chance.bits().to_le_bytes()).collect();
+                            block = &noise;
+                        }
                         self.files.get_mut(&id).expect("it is open").write(at, block, self.written);
                     }
                 }

@@ -29,7 +29,7 @@ use crate::format::entry::{Entries, Entry, EntryBody, EntryError, WalPosition};
 use crate::format::group::{GroupError, GroupHeader, GroupSeed, GroupSequence};
 use crate::format::header::{FileHeader, HEADER_BYTES, HeaderError, Identity, Owner};
 use crate::format::names::{Name, WalId};
-use crate::judge::{BadSpot, Place, Resolver, Run, Sealing, Suspects, WalReport, WalScan, judge};
+use crate::judge::{BadSpot, Note, Place, Resolver, Run, Sealing, Suspects, WalReport, WalScan, judge};
 use crate::window::Window;
 
 /// Names that are reported one by one.
@@ -419,9 +419,8 @@ impl Recovery {
             return self.enter(Stage::Replay);
         }
         let scan = &mut self.scans[self.wal_at];
-        // Without any readable header nothing of this WAL can be told from noise.
-        let Some(seed) = scan.found_seed else { return self.next_item() };
-        scan.seed = seed;
+        scan.seed = scan.found_seed.unwrap_or_default();
+        let seed = scan.seed;
         if !self.opened() {
             return;
         }
@@ -431,7 +430,18 @@ impl Recovery {
         if !self.window.need(self.at, BLOCK_BYTES) {
             return;
         }
-        let (wal, number) = (self.scans[self.wal_at].wal, self.scans[self.wal_at].files[self.item_at].0);
+        let scan = &mut self.scans[self.wal_at];
+        let (wal, number) = (scan.wal, scan.files[self.item_at].0);
+        if scan.found_seed.is_none() {
+            // Without any readable header nothing of this WAL can be told from noise; but a crash while the first file was
+            // made leaves nothing behind the header.
+            if self.window.get(self.at, BLOCK_BYTES).iter().any(|byte| *byte != 0) {
+                scan.has_noise = true;
+                return self.next_item();
+            }
+            self.at += BLOCK_BYTES as u64;
+            return;
+        }
         match GroupHeader::decode(seed, self.window.get(self.at, BLOCK_BYTES)) {
             Ok(header) => {
                 let expected = (wal, number, self.at / BLOCK_BYTES as u64);
@@ -473,30 +483,29 @@ impl Recovery {
         let scan = &mut self.scans[self.wal_at];
         let mut sealing = Sealing::None;
         for item in Entries::new(payload, header.entry_count, header.first_lsn) {
-            let (lsn, entry) = match item {
+            let (_, entry) = match item {
                 Ok(item) => item,
                 Err(error) => {
                     let (path, at) = (self.path(), self.at);
                     return self.fail(RecoverError::Entry { path, at, error });
                 }
             };
-            match entry.body {
-                EntryBody::FlushedTo { through, copied: false, .. } => {
-                    self.resolver.flushed(scan.wal, entry.shard, through);
-                }
-                EntryBody::FlushedTo { through, copied: true, .. } => {
-                    scan.superseded.push((header.sequence, entry.shard, through));
-                }
-                EntryBody::Rehome { incarnation, from, .. } => {
-                    scan.rehomed.push((header.sequence, entry.shard, incarnation, from));
-                }
+            let note = match entry.body {
+                EntryBody::FlushedTo { through, copied: false, .. } => Some(Note::Flushed(through)),
+                EntryBody::FlushedTo { through, copied: true, .. } => Some(Note::Superseded(through)),
+                EntryBody::Rehome { incarnation, from, .. } => Some(Note::Rehomed { incarnation, from }),
+                _ => None,
+            };
+            if let Some(note) = note {
+                scan.add_note(header.sequence, entry.shard, note, &mut self.resolver);
+            }
+            sealing = match entry.body {
                 EntryBody::Seal { synced_through, clean } => {
                     scan.synced = scan.synced.max(synced_through);
-                    sealing = if clean { Sealing::Clean } else { Sealing::Idle };
+                    if clean { Sealing::Clean } else { Sealing::Idle }
                 }
-                _ => sealing = Sealing::None,
-            }
-            debug_assert!(lsn >= header.first_lsn);
+                _ => Sealing::None,
+            };
         }
         scan.synced = scan.synced.max(header.synced_through);
         scan.add_group(Run::of(&header, self.at, sealing));
