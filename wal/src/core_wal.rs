@@ -594,7 +594,12 @@ impl CoreWal {
         if Prepare::is_for(done.ticket) {
             match self.prepare.on_done(now, self.settings.full_retry_ns, done.result) {
                 Prepared::Nothing => {}
-                Prepared::File(file) => self.ring.add_spare(file),
+                Prepared::File(file) => {
+                    self.ring.add_spare(file);
+                    if self.ring.current().is_none() {
+                        self.ring.roll();
+                    }
+                }
                 Prepared::Failed(error) => self.poisoned(PoisonedBy::Prepare, error),
             }
             return;

@@ -18,5 +18,6 @@ pub mod mem_disk;
 mod mem_file;
 mod prepare;
 pub mod recover;
+pub mod retire;
 mod ring;
 mod window;

@@ -303,14 +303,13 @@ impl World {
                     self.append_one();
                 }
             }
-            if self.chance.below(3) == 0 || self.wal.wants_flush() {
-                self.flush_one();
-            }
+            let flushes = if self.wal.wants_flush() { 4 } else { self.chance.below(3) / 2 };
+            (0..flushes).for_each(|_| self.flush_one());
             if step == steps / 2 && self.proxy.disk.options.bytes_max.take().is_some() {
                 self.wal.space_returned();
             }
             self.plan()?;
-            for _ in 0..self.chance.below(3) {
+            for _ in 0..self.chance.below(6) {
                 if let Some(done) = self.proxy.wait() {
                     self.on_done(done)?;
                     self.crash_here()?;
@@ -434,8 +433,11 @@ impl World {
     }
 }
 
+/// Number and bytes of the entries that count.
+pub type Recovered = Vec<(Lsn, Vec<u8>)>;
+
 /// Recovers and gives every entry that counts, as it would stand if it were no copy.
-pub fn recover(disk: &mut MemDisk) -> Result<(Report, Vec<(Lsn, Vec<u8>)>), String> {
+pub fn recover(disk: &mut MemDisk) -> Result<(Report, Recovered), String> {
     let mut entries = Vec::new();
     let report = Recovery::new(identity(), 9, 64 << 10)
         .run(disk, |position, entry| {
