@@ -93,6 +93,12 @@ impl Window {
         self.unreadable
     }
 
+    /// Bytes held.
+    #[cfg(test)]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// True: these bytes are here, as far as the file reaches. False: they are asked for.
     pub(crate) fn need(&mut self, at: u64, bytes: usize) -> bool {
         let end = at.saturating_add(bytes as u64).min(self.size);
