@@ -104,7 +104,8 @@ impl Prepare {
     }
 
     pub(crate) fn plan(&mut self, out: &mut Vec<DiskRequest>) {
-        if self.submitted {
+        // Every turn comes by here, and a path is an allocation.
+        if self.submitted || self.step == Step::Idle {
             return;
         }
         let file = self.key();
