@@ -81,7 +81,7 @@ fn appending_in_steady_state_allocates_nothing() {
             // The first turns are before the first file is there.
             let _ = wal.append(now, &Entry::new(ShardId(shard), EntryBody::Append(append)), commit);
         }
-        if turn % 8 == 0 {
+        if turn.is_multiple_of(8) {
             let through = wal.appended();
             (1..=20).for_each(|shard| wal.flushed(now, ShardId(shard), Lineage(1), Offset(turn), through));
         }
