@@ -41,7 +41,7 @@ impl Chance {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.bits()) * u128::from(end) >> 64) as u64
+        ((u128::from(self.bits()) * u128::from(end)) >> 64) as u64
     }
 
     /// True in `per_mille` of 1,000 cases.
@@ -64,6 +64,8 @@ pub struct MemDiskOptions {
     pub slow_per_mille: u64,
     /// A crash tears blocks at 512 bytes too, as disks with small sectors do.
     pub tears_sectors: bool,
+    /// A block whose write was under way when power failed may be left with noise.
+    pub garbles: bool,
     /// Bytes that all files together may have; beyond: `DiskError::Full`.
     pub bytes_max: Option<u64>,
 }
@@ -286,6 +288,12 @@ impl MemDisk {
                     if self.chance.coin() {
                         self.written += 1;
                         let at = at + (index * BLOCK_BYTES) as u64;
+                        let noise: Vec<u8>;
+                        let mut block = block;
+                        if self.options.garbles && self.chance.coin() {
+                            noise = (0..BLOCK_BYTES / 8).flat_map(|_| self.chance.bits().to_le_bytes()).collect();
+                            block = &noise;
+                        }
                         self.files.get_mut(&id).expect("it is open").write(at, block, self.written);
                     }
                 }
@@ -600,9 +608,16 @@ impl Disk for MemDisk {
                 self.under_way.iter().filter(busy).any(|other| closing(&request.op) || closing(&other.request.op));
             assert!(!conflict, "{file:?} is closed with requests under way");
         }
-        // Debug text of an operation is the same in every run, and so is its hash.
-        let text = format!("{:?} {:?}", request.ticket, request.op);
-        self.note(text.as_bytes());
+        self.note(&request.ticket.0.to_le_bytes());
+        match &request.op {
+            DiskOp::Write { file, at, bytes } => {
+                self.note(&file.0.to_le_bytes());
+                self.note(&at.to_le_bytes());
+                self.note(bytes);
+            }
+            // Debug text of an operation is the same in every run, and so is its hash.
+            op => self.note(format!("{op:?}").as_bytes()),
+        }
         let slow = self.options.reorder && self.chance.one_in_thousand(self.options.slow_per_mille);
         let delay = if slow { 2 + self.chance.below(16) } else { 0 };
         self.under_way.push_back(UnderWay { request, covers: self.written, delay });

@@ -9,8 +9,8 @@
 //! 16 u128 cluster                        108 u32 number         of a WAL file
 //! 32 u128 node                           112 u8  wal_core
 //! 48 u64 session       that made it      113 u8  region_bytes
-//! 56 u128 salt         of this file;     114 region, at most 63 bytes
-//!                      0: not sealed     177 zeros to 4096
+//! 56 u128 salt         random; of a WAL  114 region, at most 63 bytes
+//!                      or sealed file    177 zeros to 4096
 //! ```
 //!
 //! **Invariants**: written once, before anything else in the file, and never again. A mismatch is an error, never adapted.
@@ -153,7 +153,7 @@ pub struct FileHeader {
     pub identity: Identity,
     /// Start of the node that made it.
     pub session: NodeSession,
-    /// Salt of encryption at rest for this file; 0: none.
+    /// Random. All files of a WAL have the same, which seeds its checksums; salt of encryption at rest. 0: none needed.
     pub salt: u128,
     /// What it belongs to.
     pub owner: Owner,
@@ -188,13 +188,8 @@ pub enum HeaderError {
         /// The file's.
         found: ClusterId,
     },
-    /// Of another region.
-    OtherRegion {
-        /// Ours.
-        expected: Region,
-        /// The file's.
-        found: Region,
-    },
+    /// Of another region than ours.
+    OtherRegion(Region),
     /// Of another node.
     OtherNode {
         /// Ours.
@@ -226,9 +221,7 @@ impl fmt::Display for HeaderError {
             HeaderError::OtherCluster { expected, found } => {
                 write!(f, "the file is of cluster {:032x}, this is {:032x}", found.0, expected.0)
             }
-            HeaderError::OtherRegion { expected, found } => {
-                write!(f, "the file is of region {found}, this is {expected}")
-            }
+            HeaderError::OtherRegion(found) => write!(f, "the file is of region {found}"),
             HeaderError::OtherNode { expected, found } => {
                 write!(f, "the file is of node {:032x}, this is {:032x}", found.0, expected.0)
             }
@@ -358,7 +351,7 @@ impl FileHeader {
             return Err(HeaderError::OtherCluster { expected: ours.cluster, found: found.cluster });
         }
         if ours.region != found.region {
-            return Err(HeaderError::OtherRegion { expected: ours.region, found: found.region });
+            return Err(HeaderError::OtherRegion(found.region));
         }
         if ours.node != found.node {
             return Err(HeaderError::OtherNode { expected: ours.node, found: found.node });

@@ -55,7 +55,7 @@ fn a_mismatch_is_refused_with_what_it_is() {
     };
     assert!(matches!(with(|id| id.cluster.0 = 9), HeaderError::OtherCluster { found: ClusterId(1), .. }));
     assert!(matches!(with(|id| id.node.0 = 9), HeaderError::OtherNode { found: NodeId(2), .. }));
-    assert!(matches!(with(|id| id.region = Region::new("us").unwrap()), HeaderError::OtherRegion { .. }));
+    assert!(matches!(with(|id| id.region = Region::new("us").unwrap()), HeaderError::OtherRegion(_)));
     let error = FileHeader::expect(&bytes, &identity(), &Owner::Folder).unwrap_err();
     assert_eq!(error, HeaderError::OtherOwner { expected: Owner::Folder, found: owner });
     assert_eq!(FileHeader::decode(&bytes[..4_095]), Err(HeaderError::Truncated));
