@@ -293,7 +293,7 @@ impl ShardLog {
         let steps = VecDeque::from([self.meta_step(&meta), Step::Commit]);
         let next = Next { meta, segments: SegmentsChange::None, open: OpenChange::Same };
         let script = Script::new(steps, Some(next), Priority::Background, self.meta.time);
-        self.begin(Job::Switch, script, queue);
+        self.begin(Job::Save, script, queue);
         Ok(true)
     }
 }

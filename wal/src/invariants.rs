@@ -7,7 +7,7 @@
 //! **See**: `log.rs`, which calls this.
 
 use crate::log::ShardLog;
-use felix_protocol::position::Offset;
+use felix_protocol::position::{Offset, OffsetRange};
 
 /// Panics if the memory of a log contradicts itself: its offsets may not be trusted then.
 pub(crate) fn check(log: &ShardLog) {
@@ -27,6 +27,8 @@ pub(crate) fn check(log: &ShardLog) {
     }
     let first = log.segments.first().map(|it| it.base).or(open.map(|it| it.base));
     if let Some(first) = first {
-        assert!(first <= meta.log_start, "shard {} says it begins before its first segment", meta.shard);
+        let given_up = |gap: &OffsetRange| gap.from <= meta.log_start && gap.to >= first;
+        let begins = first <= meta.log_start || meta.gaps.iter().any(given_up);
+        assert!(begins, "shard {} says it begins before its first segment", meta.shard);
     }
 }

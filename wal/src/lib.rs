@@ -10,18 +10,21 @@
 #![forbid(unsafe_code)]
 
 pub mod at_rest;
+pub mod check;
 pub mod chunk_builder;
 pub mod compact;
 mod compact_map;
 mod compact_output;
 pub mod core_wal;
 pub mod disk;
+pub mod dump;
 pub mod format;
 pub mod group_commit;
 pub mod index_rebuild;
 mod invariants;
 pub mod judge;
 pub mod keyring;
+mod listing;
 pub mod log;
 pub mod log_open;
 pub mod mem_disk;
@@ -32,6 +35,7 @@ pub mod queue;
 pub mod read;
 mod read_error;
 pub mod recover;
+pub mod repair;
 pub mod retain;
 pub mod retire;
 mod ring;

@@ -16,6 +16,7 @@
 
 use crate::chunk_builder::ChunkBuilder;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
+use crate::format::entry::WalPosition;
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
 use crate::format::meta::{EpochStart, OpenSegment, ShardMeta};
@@ -24,7 +25,8 @@ use crate::format::segment::{FIRST_CHUNK_AT, LogCursor, file_tag};
 use crate::queue::{DiskQueue, Slot};
 use crate::script::{Next, OpenChange, Progress, Script, SegmentsChange, Step, StepError};
 use felix_protocol::ids::{NodeSession, ShardId};
-use felix_protocol::position::{Lineage, Offset, OffsetRange};
+use felix_protocol::limits::SETTINGS_BYTES_MAX;
+use felix_protocol::position::{Epoch, Lineage, Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use std::collections::VecDeque;
 use std::fmt;
@@ -53,6 +55,39 @@ pub struct Maker {
     pub identity: Identity,
     /// This start of the node.
     pub session: NodeSession,
+}
+
+/// What a job makes durable in the meta beside its own work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetaChange {
+    /// The WAL entries of this shard up to here take effect with this job.
+    pub included: Option<WalPosition>,
+    /// Promise made meanwhile; an older one than is known changes nothing.
+    pub promised: Option<Epoch>,
+    /// New settings, at most `SETTINGS_BYTES_MAX`.
+    pub settings: Option<Box<[u8]>>,
+}
+
+impl MetaChange {
+    /// Only entries of the WAL.
+    pub fn included(position: WalPosition) -> MetaChange {
+        MetaChange { included: Some(position), ..Default::default() }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), JobError> {
+        match &self.settings {
+            Some(settings) if settings.len() > SETTINGS_BYTES_MAX => Err(JobError::SettingsTooLong(settings.len())),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn apply(&self, meta: &mut ShardMeta) {
+        meta.included = self.included.unwrap_or(meta.included);
+        meta.promised = self.promised.map_or(meta.promised, |epoch| epoch.max(meta.promised));
+        if let Some(settings) = &self.settings {
+            meta.settings = settings.clone();
+        }
+    }
 }
 
 /// A sealed segment; it ends where the next one begins.
@@ -115,8 +150,8 @@ pub enum JobError {
     NotClean,
     /// The sources of a compaction have changed since it began.
     Outdated,
-    /// More gaps than a meta holds.
-    TooManyGaps,
+    /// Settings over `SETTINGS_BYTES_MAX`.
+    SettingsTooLong(usize),
 }
 
 impl fmt::Display for JobError {
@@ -132,7 +167,7 @@ impl fmt::Display for JobError {
             }
             JobError::NotClean => f.write_str("segments that were cut off are still in place"),
             JobError::Outdated => f.write_str("the segments have changed since"),
-            JobError::TooManyGaps => f.write_str("too many gaps"),
+            JobError::SettingsTooLong(bytes) => write!(f, "{bytes} bytes of settings are too many"),
         }
     }
 }
@@ -154,8 +189,8 @@ pub enum Job {
     Switch,
     /// Files that belong to nothing went to quarantine.
     Clean,
-    /// A gap was written down by a repair.
-    Gap,
+    /// The meta was written.
+    Save,
     /// The open file was closed.
     CloseFile,
 }
@@ -273,6 +308,7 @@ impl ShardLog {
     pub fn held_bytes(&self) -> usize {
         size_of::<ShardLog>()
             + self.segments.capacity() * size_of::<SegmentRef>()
+            + self.meta.settings.len()
             + self.meta.epochs.capacity() * size_of::<EpochStart>()
             + self.open.as_ref().map_or(0, |it| {
                 size_of::<OpenState>() + size_of_val(it.sparse.entries())
@@ -291,11 +327,11 @@ impl ShardLog {
     }
 
     pub(crate) fn segment_path(&self, base: Offset) -> FilePath {
-        Name::Segment(self.meta.shard, SegmentId { lineage: self.meta.lineage, base_offset: base }).path()
+        crate::listing::segment_path(&self.meta, base)
     }
 
     pub(crate) fn index_path(&self, base: Offset) -> FilePath {
-        Name::Index(self.meta.shard, SegmentId { lineage: self.meta.lineage, base_offset: base }).path()
+        crate::listing::index_path(&self.meta, base)
     }
 
     /// Owner of a segment's header.
@@ -347,10 +383,12 @@ impl ShardLog {
     pub fn flush(
         &mut self,
         builder: &mut ChunkBuilder,
+        change: &MetaChange,
         settings: &LogSettings,
         queue: &mut DiskQueue,
     ) -> Result<(), JobError> {
         self.may_begin()?;
+        change.check()?;
         let expected = self.cursor();
         let end = builder.cursor().ok_or(JobError::NothingToFlush)?;
         let (_, first) = builder.chunks().next().ok_or(JobError::NothingToFlush)?;
@@ -373,6 +411,7 @@ impl ShardLog {
         meta.flushed_to = end.next;
         meta.chain = end.chain;
         meta.time = end.time;
+        change.apply(&mut meta);
         let time_first = builder.first_time().unwrap_or_default();
         let bytes = builder.bytes() as u64;
         let mut steps = VecDeque::with_capacity(8);
@@ -486,6 +525,19 @@ impl ShardLog {
         let script = Script::new(steps, Some(next), Priority::Background, self.meta.time);
         self.begin(Job::Roll, script, queue);
         Ok(true)
+    }
+
+    /// Writes the meta alone: a promise or settings, so that the WAL file that holds them may go.
+    pub fn save(&mut self, change: &MetaChange, queue: &mut DiskQueue) -> Result<(), JobError> {
+        self.may_begin()?;
+        change.check()?;
+        let mut meta = self.next_meta();
+        change.apply(&mut meta);
+        let steps = VecDeque::from([self.meta_step(&meta), Step::Commit]);
+        let next = Next { meta, segments: SegmentsChange::None, open: OpenChange::Same };
+        let script = Script::new(steps, Some(next), Priority::Commit, self.meta.time);
+        self.begin(Job::Save, script, queue);
+        Ok(())
     }
 
     /// Closes the file of the open segment, of a shard that is idle or goes away. False: it is closed.

@@ -20,6 +20,7 @@ use crate::format::index::{IndexEntry, SparseIndex};
 use crate::format::meta::{META_BYTES_MAX, ShardMeta};
 use crate::format::names::{Name, SegmentId};
 use crate::format::segment::{ChunkError, ChunkHeader, ChunkPlace, FIRST_CHUNK_AT, file_tag};
+use crate::listing::{self, segment_path};
 use crate::log::{Health, Maker, OpenState, SegmentRef, ShardLog, meta_file};
 use crate::queue::{DiskQueue, Slot};
 use felix_protocol::ids::{ShardId, StreamId};
@@ -363,86 +364,19 @@ impl Opening {
         self.stage = Stage::List(self.plan(op, queue));
     }
 
-    /// Sorts what lies in the folder into segments, strays and what is not ours.
+    /// Sorts out what lies in the folder; plans what a switch still needs.
     fn on_list(&mut self, list: Vec<Listed>, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
-        let folder = Name::Shard(self.shard).path();
-        let named = list.into_iter().map(|it| {
-            let path = FilePath(format!("{folder}/{}", it.name));
-            (Name::parse(&path), path, it)
-        });
-        let Some(meta) = self.meta.clone() else {
-            let segments = named.filter(|(name, ..)| matches!(name, Some(Name::Segment(..)))).count();
-            return Err(OpenError::NoMeta { segments });
+        let Some(meta) = &self.meta else {
+            return Err(OpenError::NoMeta { segments: listing::segment_count(self.shard, &list) });
         };
-        let mut steps = Vec::new();
-        let mut finished = None;
-        let mut indexes = Vec::new();
-        for (name, path, listed) in named {
-            match name {
-                Some(Name::ShardMeta(_)) => {}
-                Some(Name::Segment(_, segment)) if segment.lineage == meta.lineage => {
-                    let base = segment.base_offset;
-                    let void = meta.void_from.is_some_and(|from| base >= from);
-                    let unknown = base >= meta.flushed_to;
-                    if void || unknown {
-                        self.report.strays.push(path);
-                    } else {
-                        self.segments.push(SegmentRef { base, bytes: listed.bytes });
-                    }
-                }
-                Some(Name::Index(_, segment)) if segment.lineage == meta.lineage => indexes.push((segment, path)),
-                Some(Name::Temporary(meant)) => match (Name::parse(&meant), meta.switch) {
-                    (Some(Name::Segment(_, segment)), Some(range))
-                        if segment.lineage == meta.lineage && segment.base_offset == range.from =>
-                    {
-                        finished = Some((path, meant, range, listed.bytes));
-                    }
-                    _ => self.report.strays.push(path),
-                },
-                Some(_) => self.report.strays.push(path),
-                None => self.report.foreign.push(listed.name),
-            }
-        }
-        if let Some(range) = meta.switch {
-            let replaced = |base: Offset| base >= range.from && base < range.to;
-            let not_yet = finished.is_some();
-            for segment in self.segments.iter().filter(|it| replaced(it.base) && (not_yet || it.base != range.from)) {
-                let path = self.path_of(&meta, segment.base);
-                steps.push(self.quarantine(&path));
-            }
-            for (_, path) in indexes.iter().filter(|(it, _)| replaced(it.base_offset) && not_yet) {
-                steps.push(self.quarantine(path));
-            }
-            self.segments.retain(|it| !replaced(it.base) || !not_yet && it.base == range.from);
-            if let Some((from, to, range, bytes)) = finished {
-                steps.push(DiskOp::Rename { from, to });
-                self.segments.push(SegmentRef { base: range.from, bytes });
-                self.segments.sort_by_key(|it| it.base);
-            }
-        }
-        let bases: Vec<Offset> = self.segments.iter().map(|it| it.base).collect();
-        let moving = |base: Offset| meta.switch.is_some_and(|range| base >= range.from && base < range.to);
-        let known = |base: Offset| bases.contains(&base) || moving(base);
-        let strays = indexes.into_iter().filter(|(it, _)| !known(it.base_offset)).map(|(_, path)| path);
-        self.report.strays.extend(strays);
-        // Whole segments below the log start wait for quarantine.
-        let below = self.segments.partition_point(|it| it.base <= meta.log_start).saturating_sub(1);
-        let whole_log = meta.log_start == meta.flushed_to && meta.open.is_none();
-        let below = if whole_log { self.segments.len() } else { below };
-        for segment in self.segments.drain(..below).collect::<Vec<_>>() {
-            for path in [self.path_of(&meta, segment.base), index_of(&meta, segment.base)] {
-                self.report.strays.push(path);
-            }
-        }
-        self.report.strays.sort();
-        self.report.strays.dedup();
+        let sorted = listing::sort(meta, list);
+        let mut steps: Vec<DiskOp> = sorted.replaced.iter().map(|path| self.quarantine(path)).collect();
+        steps.extend(sorted.finished.map(|(from, to)| DiskOp::Rename { from, to }));
+        self.segments = sorted.segments;
+        self.report.strays = sorted.strays;
+        self.report.foreign = sorted.foreign;
         self.switch(steps, queue);
         if matches!(self.stage, Stage::Done) { Ok(Some(())) } else { Ok(None) }
-    }
-
-    fn path_of(&self, meta: &ShardMeta, base: Offset) -> FilePath {
-        let segment = SegmentId { lineage: meta.lineage, base_offset: base };
-        Name::Segment(meta.shard, segment).path()
     }
 
     fn quarantine(&self, path: &FilePath) -> DiskOp {
@@ -462,7 +396,7 @@ impl Opening {
             self.stage = Stage::Done;
             return;
         };
-        let path = self.path_of(meta, open.base);
+        let path = segment_path(meta, open.base);
         let time = meta.time;
         self.segments.retain(|it| it.base != open.base);
         self.open = Some(Box::new(OpenState {
@@ -619,7 +553,7 @@ impl Opening {
         let meta = self.meta.as_ref().expect("it was read");
         let base = self.open.as_ref().map_or(Offset(0), |open| open.base);
         let from = self.last.as_ref().map_or(base, |last| last.range.to);
-        let path = self.path_of(meta, base);
+        let path = segment_path(meta, base);
         self.report.damage =
             Some(OpenDamage { path, at, range: OffsetRange { from, to: meta.flushed_to }, cause });
     }
@@ -633,7 +567,7 @@ impl Opening {
         let first = first.unwrap_or(meta.flushed_to);
         if first > meta.log_start && report.damage.is_none() {
             let range = OffsetRange { from: meta.log_start, to: first };
-            let path = self.path_of(&meta, meta.log_start);
+            let path = segment_path(&meta, meta.log_start);
             if !meta.gaps.iter().any(|gap| gap.from <= range.from && gap.to >= range.to) {
                 report.damage = Some(OpenDamage { path, at: 0, range, cause: DamageCause::NoFile });
             }
@@ -652,9 +586,4 @@ impl Opening {
         }
         (log, report)
     }
-}
-
-fn index_of(meta: &ShardMeta, base: Offset) -> FilePath {
-    let segment = SegmentId { lineage: meta.lineage, base_offset: base };
-    Name::Index(meta.shard, segment).path()
 }

@@ -19,6 +19,7 @@ use crate::format::index::{INDEX_BYTES_MAX, SegmentIndex};
 use crate::format::names::SegmentId;
 use crate::format::segment::{CHUNK_HEADER_BYTES, ChunkError, ChunkHeader, ChunkPlace, FIRST_CHUNK_AT, file_tag};
 use crate::format::stored::{Envelope, StoredBatch};
+use crate::listing;
 use crate::log::{Health, ShardLog};
 use crate::queue::{DiskQueue, Slot};
 use crate::stream::Stream;
@@ -302,7 +303,7 @@ impl Reader {
             (None, None) => return Err(self.missing(log)),
         };
         let after = log.segments.get(count).map(|it| it.base).or(log.open.as_ref().map(|it| it.base));
-        let segment_end = if is_open { end } else { after.unwrap_or(end) };
+        let segment_end = if is_open { end } else { listing::end_before_gap(&log.meta, base, after.unwrap_or(end)) };
         self.segment = Segment { base, end: segment_end, is_open, tag: 0 };
         let path = log.segment_path(base);
         let file = queue.file_key(self.slot);

@@ -11,6 +11,7 @@ use crate::disk::{BLOCK_BYTES, DiskDone, DiskOk, DiskOp, Priority, Ticket};
 use crate::format::header::{FileHeader, Owner};
 use crate::format::index::{INDEX_BYTES_MAX, SegmentIndex};
 use crate::format::names::SegmentId;
+use crate::listing;
 use crate::log::{Job, JobError, ShardLog};
 use crate::queue::{DiskQueue, Slot};
 use crate::script::{Next, OpenChange, Script, SegmentsChange, Step};
@@ -167,7 +168,9 @@ impl ShardLog {
             0 => self.meta.log_start,
             _ => {
                 let open = self.open.as_ref().map(|it| it.base);
-                self.segments.get(count).map(|it| it.base).or(open).unwrap_or(self.meta.flushed_to)
+                let next = self.segments.get(count).map(|it| it.base).or(open).unwrap_or(self.meta.flushed_to);
+                let base = self.segments.get(count - 1).map_or(next, |it| it.base);
+                listing::end_before_gap(&self.meta, base, next)
             }
         }
     }

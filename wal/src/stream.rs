@@ -7,7 +7,7 @@
 //!
 //! **See**: `read.rs`, its only user.
 
-use crate::disk::{DiskDone, DiskError, DiskOk, DiskOp, FileKey, Priority, Ticket};
+use crate::disk::{BLOCK_BYTES, DiskDone, DiskError, DiskOk, DiskOp, FileKey, Priority, Ticket};
 use crate::format::segment::CHUNK_BYTES_MAX;
 use crate::queue::{DiskQueue, Slot};
 use crate::read::ReadSettings;
@@ -34,6 +34,8 @@ pub(crate) struct Stream {
     unwanted: Vec<Ticket>,
     limit: u64,
     file_bytes: u64,
+    /// A read came back short: the file has no more, whatever it should have.
+    ended: bool,
 }
 
 impl Stream {
@@ -58,6 +60,7 @@ impl Stream {
     pub(crate) fn seek(&mut self, place: u64) {
         self.stop();
         self.place = place;
+        self.ended = false;
     }
 
     /// Forgets what was read and what is under way.
@@ -126,10 +129,11 @@ impl Stream {
             let held = self.head().len() + self.windows.iter().map(|it| it.bytes).sum::<usize>();
             let under_way = self.windows.len() + self.unwanted.len();
             let enough = held >= CHUNK_BYTES_MAX + settings.windows_max * settings.window_bytes;
-            if at >= self.limit || under_way >= settings.windows_max || enough {
+            if self.ended || at >= self.limit || under_way >= settings.windows_max || enough {
                 return;
             }
-            let bytes = settings.window_bytes.min((self.limit - at) as usize);
+            // A file that was cut may end within a block; the read comes back short then.
+            let bytes = settings.window_bytes.min((self.limit - at) as usize).next_multiple_of(BLOCK_BYTES);
             let ticket = queue.push(slot, priority, DiskOp::Read { file, at, bytes });
             self.windows.push_back(Window { ticket, at, bytes, data: None });
         }
@@ -148,8 +152,7 @@ impl Stream {
             let skip = end.saturating_sub(first.at).min(data.len() as u64) as usize;
             self.joined.extend_from_slice(&data[skip..]);
             if data.len() < first.bytes {
-                // The file ends here.
-                self.limit = self.limit.min(first.at + data.len() as u64);
+                self.ended = true;
                 self.unwanted.extend(self.windows.drain(..).filter(|it| it.data.is_none()).map(|it| it.ticket));
             }
         }

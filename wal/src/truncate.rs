@@ -10,7 +10,7 @@
 
 use crate::disk::{DiskDone, DiskOp, Priority};
 use crate::format::meta::{CUTS_MAX, Cut};
-use crate::log::{Job, JobError, SegmentRef, ShardLog};
+use crate::log::{Job, JobError, MetaChange, SegmentRef, ShardLog};
 use crate::queue::{DiskQueue, Slot};
 use crate::read::{ReadError, ReadFrom, ReadSettings, ReadState, Reader};
 use crate::script::{Next, OpenChange, Script, SegmentsChange, Step};
@@ -122,8 +122,15 @@ impl ShardLog {
     }
 
     /// Cuts the log. `now` names the quarantine. Readers beyond the cut are to be closed by their owners first.
-    pub fn cut(&mut self, point: CutPoint, now: Timestamp, queue: &mut DiskQueue) -> Result<(), JobError> {
+    pub fn cut(
+        &mut self,
+        point: CutPoint,
+        change: &MetaChange,
+        now: Timestamp,
+        queue: &mut DiskQueue,
+    ) -> Result<(), JobError> {
         self.may_begin()?;
+        change.check()?;
         self.check_cut(point.to)?;
         let to = point.to;
         let mut meta = self.next_meta();
@@ -142,6 +149,7 @@ impl ShardLog {
             gap.to = gap.to.min(to);
         }
         meta.switch = meta.switch.filter(|range| range.to <= to);
+        change.apply(&mut meta);
         let mut steps = VecDeque::from([self.meta_step(&meta), Step::Commit]);
         let mut sealed = None;
         if let Some(open) = &self.open {

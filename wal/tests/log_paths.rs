@@ -4,7 +4,7 @@ mod kit;
 
 use felix_protocol::position::{Epoch, Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
-use felix_wal::log::{Ended, JobError};
+use felix_wal::log::{Ended, JobError, MetaChange};
 use felix_wal::log_open::Tail;
 use felix_wal::mem_disk::MemDisk;
 use felix_wal::read::{ReadFault, ReadFrom};
@@ -108,7 +108,7 @@ fn a_cut_is_logical_and_the_log_goes_on_from_it() {
     // Batches have 1, 2, 3, 1, 2, 3 ... records.
     assert!(matches!(find(&mut world, &log, Offset(41)), Err(CutError::InsideBatch(_))));
     let point = find(&mut world, &log, Offset(42)).unwrap();
-    log.cut(point, Timestamp(50), &mut world.queue).unwrap();
+    log.cut(point, &MetaChange::default(), Timestamp(50), &mut world.queue).unwrap();
     let event = world.finish(&mut log).unwrap();
     assert_eq!(event.ended, Ended::Done);
     assert!(!event.quarantined.is_empty());
@@ -130,7 +130,7 @@ fn a_cut_is_logical_and_the_log_goes_on_from_it() {
     }
     // To the very beginning.
     let point = find(&mut world, &log, Offset(0)).unwrap();
-    log.cut(point, Timestamp(70), &mut world.queue).unwrap();
+    log.cut(point, &MetaChange::default(), Timestamp(70), &mut world.queue).unwrap();
     world.finish(&mut log).unwrap();
     assert_eq!(log.flushed_to(), Offset(0));
     let mut stamper = Stamper::default();

@@ -8,7 +8,7 @@ use felix_protocol::time::Timestamp;
 use felix_wal::compact::{CompactSettings, CompactState, Compaction};
 use felix_wal::disk::DiskError;
 use felix_wal::index_rebuild::IndexRebuild;
-use felix_wal::log::{Ended, Health, JobError, ShardLog};
+use felix_wal::log::{Ended, Health, JobError, MetaChange, ShardLog};
 use felix_wal::mem_disk::{Chance, EIO, Fault, MemDisk, MemDiskOptions, OpKind};
 use felix_wal::quarantine::QuarantineSweep;
 use felix_wal::read::ReadFrom;
@@ -74,7 +74,7 @@ impl Sim {
             reorder: chance.coin(),
             slow_per_mille: 100,
             tears_sectors: chance.coin(),
-            bytes_max: None,
+            ..Default::default()
         };
         let mut world = World::new(MemDisk::with_options(seed, options));
         let log = world.create().expect("nothing fails yet");
@@ -352,7 +352,7 @@ impl Sim {
         let point = found.map_err(|error| format!("cut at {to}: {error}"))?;
         ensure!(point.to.0 == to, "another cut");
         let now = self.tick();
-        self.log.cut(point, now, &mut self.world.queue).map_err(|error| error.to_string())?;
+        self.log.cut(point, &MetaChange::default(), now, &mut self.world.queue).map_err(|error| error.to_string())?;
         match self.world.finish(&mut self.log) {
             Err(Crashed) => {
                 let allowed = Allowed { flushed_to: vec![self.model.flushed_to, to], ..self.unchanged() };

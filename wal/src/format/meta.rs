@@ -7,10 +7,13 @@
 //!
 //! **See**: `frame.rs` around it, `header.rs` in front of it, `log_open.rs` which reads it.
 
+use super::entry::{Lsn, WalPosition};
 use super::frame::{FRAME_HEADER_BYTES, FrameError, FrameKind, put_frame, take_frame};
+use super::names::WalId;
 use super::segment::{FIRST_CHUNK_AT, LogCursor};
 use crate::disk::BLOCK_BYTES;
-use felix_protocol::ids::{ShardId, StreamId};
+use felix_protocol::ids::{CoreId, NodeSession, ShardId, StreamId};
+use felix_protocol::limits::SETTINGS_BYTES_MAX;
 use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Epoch, Lineage, Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
@@ -83,6 +86,12 @@ pub struct ShardMeta {
     pub gaps: Vec<OffsetRange>,
     /// Compaction has seen everything below.
     pub compacted_to: Offset,
+    /// The last WAL entry whose effect is in here and in the segments; earlier ones are skipped at recovery.
+    pub included: WalPosition,
+    /// Nothing of an older epoch is accepted.
+    pub promised: Epoch,
+    /// Settings of the stream, as metadata encodes them.
+    pub settings: Box<[u8]>,
 }
 
 /// The frozen form, version 1.
@@ -118,6 +127,11 @@ mod v1 {
         /// From and to.
         pub gaps: Vec<Pair>,
         pub compacted_to: u64,
+        pub wal_session: u64,
+        pub wal_core: u8,
+        pub wal_lsn: u64,
+        pub promised: u64,
+        pub settings: Vec<u8>,
     }
 }
 
@@ -148,6 +162,9 @@ impl ShardMeta {
             switch: None,
             gaps: Vec::new(),
             compacted_to: Offset(0),
+            included: WalPosition::default(),
+            promised: Epoch(0),
+            settings: Box::default(),
         }
     }
 
@@ -182,6 +199,11 @@ impl ShardMeta {
             switch: self.switch.map(|it| pair(it.from.0, it.to.0)),
             gaps: ranges(&self.gaps),
             compacted_to: self.compacted_to.0,
+            wal_session: self.included.wal.session.0,
+            wal_core: self.included.wal.core.0,
+            wal_lsn: self.included.lsn.0,
+            promised: self.promised.0,
+            settings: self.settings.to_vec(),
         };
         let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&stored).expect("writing to memory cannot fail");
         out.reserve(bytes.len() + FRAME_HEADER_BYTES);
@@ -220,6 +242,12 @@ impl ShardMeta {
             switch: stored.switch.as_ref().map(range),
             gaps: stored.gaps.iter().map(range).collect(),
             compacted_to: Offset(stored.compacted_to),
+            included: WalPosition {
+                wal: WalId { session: NodeSession(stored.wal_session), core: CoreId(stored.wal_core) },
+                lsn: Lsn(stored.wal_lsn),
+            },
+            promised: Epoch(stored.promised),
+            settings: stored.settings.into(),
         };
         match meta.fault() {
             Some(what) => Err(FrameError::Content(what)),
@@ -247,6 +275,7 @@ impl ShardMeta {
             (self.gaps.len() <= GAPS_MAX && self.gaps.iter().all(inside), "a gap"),
             (self.gaps.windows(2).all(|pair| pair[0].to <= pair[1].from), "the order of gaps"),
             (self.compacted_to <= end, "the compacted part"),
+            (self.settings.len() <= SETTINGS_BYTES_MAX, "the settings"),
         ]
         .into_iter()
         .find_map(|(holds, what)| (!holds).then_some(what))
@@ -274,6 +303,9 @@ mod tests {
             switch: Some(OffsetRange { from: Offset(10), to: Offset(50) }),
             gaps: vec![OffsetRange { from: Offset(20), to: Offset(30) }],
             compacted_to: Offset(40),
+            included: WalPosition { wal: WalId { session: NodeSession(3), core: CoreId(1) }, lsn: Lsn(77) },
+            promised: Epoch(5),
+            settings: Box::from(*b"settings"),
             ..ShardMeta::new(StreamId(1), ShardId(2), Lineage(3), Durability::Group)
         }
     }
@@ -282,7 +314,7 @@ mod tests {
     fn what_does_not_hold_is_refused() {
         assert_eq!(meta().fault(), None);
         type Change = fn(&mut ShardMeta);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 11] = [
             ("the log start", |it| it.log_start = Offset(101)),
             ("the open segment", |it| it.open = Some(OpenSegment { base: Offset(50), used_bytes: 5_000 })),
             ("the open segment", |it| it.open = Some(OpenSegment { base: Offset(100), used_bytes: 8_192 })),
@@ -293,6 +325,7 @@ mod tests {
             ("a gap", |it| it.gaps[0].to = Offset(101)),
             ("the order of gaps", |it| it.gaps.push(OffsetRange { from: Offset(25), to: Offset(40) })),
             ("the compacted part", |it| it.compacted_to = Offset(101)),
+            ("the settings", |it| it.settings = vec![0; SETTINGS_BYTES_MAX + 1].into()),
         ];
         for (what, change) in changes {
             let mut bad = meta();

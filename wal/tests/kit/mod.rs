@@ -13,7 +13,7 @@ use felix_protocol::time::Timestamp;
 use felix_wal::chunk_builder::{BuildError, ChunkBuilder};
 use felix_wal::disk::{Disk, DiskDone, DiskOp};
 use felix_wal::format::header::{Identity, Region};
-use felix_wal::log::{JobError, LogEvent, LogSettings, Maker, ShardLog};
+use felix_wal::log::{JobError, LogEvent, LogSettings, Maker, MetaChange, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
 use felix_wal::mem_disk::MemDisk;
 use felix_wal::queue::{DiskQueue, Slot};
@@ -226,7 +226,7 @@ impl World {
                 Err(error) => panic!("{error}"),
             }
         }
-        if let Err(error) = log.flush(&mut self.builder, &self.settings, &mut self.queue) {
+        if let Err(error) = log.flush(&mut self.builder, &MetaChange::default(), &self.settings, &mut self.queue) {
             return Ok(Err(error));
         }
         let mut event = self.finish(log)?;
