@@ -13,7 +13,9 @@
 //!
 //! **See**: `format/stored.rs` for the bytes, `keyring.rs` for where data keys come from.
 
-use crate::format::stored::{ENVELOPE_BYTES, Envelope, PIECE_BYTES_MAX, StoredBatch, TAG_BYTES, piece_count, sealed_bytes};
+use crate::format::stored::{
+    ENVELOPE_BYTES, Envelope, PIECE_BYTES_MAX, StoredBatch, TAG_BYTES, piece_count, sealed_bytes,
+};
 use felix_protocol::batch::StampedHeader;
 use felix_protocol::batch_view::{BatchError, BatchView};
 use felix_protocol::limits::STAMPED_HEADER_BYTES;
@@ -207,8 +209,7 @@ impl Sealer {
             };
             out.extend_from_slice(tag.as_ref());
         }
-        let envelope =
-            Envelope { body_crc: view.body.crc, salt: self.salt, counter: first, key_id: self.key_id };
+        let envelope = Envelope { body_crc: view.body.crc, salt: self.salt, counter: first, key_id: self.key_id };
         envelope.write(&mut out[envelope_at..]);
         Ok(())
     }

@@ -364,7 +364,8 @@ impl Check<'_> {
                 }
                 Some(seen.end)
             }
-            Err((at, from, what)) => {
+            Err(stop) => {
+                let (at, from, what) = *stop;
                 let range = OffsetRange { from, to: part.end };
                 self.find_range(path, at, shard, Some(range), what, Consequence::Unreadable);
                 None
@@ -378,17 +379,18 @@ impl Check<'_> {
         part: &Part,
         before: Option<(Offset, u64)>,
         file_bytes: u64,
-    ) -> Result<Seen, (u64, Offset, What)> {
-        let head = self.read(0, BLOCK_BYTES).map_err(|error| (0, part.base, What::Disk(error)))?;
+    ) -> Result<Seen, Box<(u64, Offset, What)>> {
+        let head = self.read(0, BLOCK_BYTES).map_err(|error| Box::new((0, part.base, What::Disk(error))))?;
         let segment = SegmentId { lineage: meta.lineage, base_offset: part.base };
         let owner = Owner::Segment { stream: meta.stream, shard: meta.shard, segment };
-        FileHeader::expect(&head, &self.identity, &owner).map_err(|error| (0, part.base, What::Header(error)))?;
+        FileHeader::expect(&head, &self.identity, &owner)
+            .map_err(|error| Box::new((0, part.base, What::Header(error))))?;
         let mut seen = Seen { tag: file_tag(&head), places: BTreeMap::new(), end: (part.base, 0), at: FIRST_CHUNK_AT };
         let mut expected = before.filter(|(offset, _)| *offset == part.base);
         let mut next = part.base;
         while next < part.end {
             let at = seen.at;
-            let failed = |what| (at, next, what);
+            let failed = |what| Box::new((at, next, what));
             let block = self.read(at, BLOCK_BYTES).map_err(|error| failed(What::Disk(error)))?;
             let place = ChunkPlace { shard: meta.shard, lineage: meta.lineage, tag: seen.tag, at };
             let chunk = ChunkHeader::decode_at(&block, place).map_err(|error| failed(What::Chunk(error)))?;
@@ -419,7 +421,7 @@ impl Check<'_> {
         if let Some(used_bytes) = part.used_bytes {
             if seen.at != used_bytes || seen.end != (meta.flushed_to, meta.chain) {
                 let expected = (meta.flushed_to, meta.chain);
-                return Err((seen.at, part.base, What::Order { expected, found: seen.end }));
+                return Err(Box::new((seen.at, part.base, What::Order { expected, found: seen.end })));
             }
             self.tail(meta, part, seen.tag, used_bytes, file_bytes);
         }
@@ -430,7 +432,10 @@ impl Check<'_> {
         if at >= file_bytes {
             return;
         }
-        let Ok(bytes) = self.read(at, CHUNK_BYTES_MAX.min((file_bytes - at) as usize).next_multiple_of(BLOCK_BYTES)) else { return };
+        let Ok(bytes) = self.read(at, CHUNK_BYTES_MAX.min((file_bytes - at) as usize).next_multiple_of(BLOCK_BYTES))
+        else {
+            return;
+        };
         let place = ChunkPlace { shard: meta.shard, lineage: meta.lineage, tag, at };
         let chunk = ChunkHeader::decode_at(&bytes, place);
         let what = match chunk.and_then(|it| it.check(bytes.get(..it.stored_bytes()).unwrap_or(&[])).map(|_| ())) {

@@ -439,8 +439,8 @@ impl Compaction {
         mut keys: Option<&mut AtRest<'_>>,
     ) -> Result<(), CompactError> {
         let view = if is_sealed {
-            let (stored, _) = StoredBatch::split_checked(item, true)
-                .map_err(|_| CompactError::Batch(BatchError::LengthMismatch))?;
+            let (stored, _) =
+                StoredBatch::split_checked(item, true).map_err(|_| CompactError::Batch(BatchError::LengthMismatch))?;
             let keys = keys.as_mut().ok_or(CompactError::NeedsKeys)?;
             opened.clear();
             keys.opener.open(&stored, opened).map_err(CompactError::AtRest)?;

@@ -18,8 +18,8 @@ use crate::chunk_builder::ChunkBuilder;
 use crate::compact::CompactError;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskError, DiskOp, FileKey, FilePath, Priority, Ticket};
 use crate::format::header::FileHeader;
-use crate::format::meta::ShardMeta;
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
+use crate::format::meta::ShardMeta;
 use crate::format::names::Name;
 use crate::format::segment::{FIRST_CHUNK_AT, LogCursor, file_tag};
 use crate::log::{Job, JobError, SegmentRef, ShardLog, index_file};
@@ -272,8 +272,7 @@ impl ShardLog {
         let next = Next { meta, segments: SegmentsChange::Merge(merged, range.to), open: OpenChange::Same };
         let mut script = Script::new(steps, Some(next), Priority::Background, now);
         script.strict = true;
-        script.then =
-            Some(Box::new(Next { meta: done, segments: SegmentsChange::None, open: OpenChange::Same }));
+        script.then = Some(Box::new(Next { meta: done, segments: SegmentsChange::None, open: OpenChange::Same }));
         self.begin(Job::Switch, script, queue);
         Ok(())
     }

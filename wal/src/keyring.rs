@@ -191,9 +191,8 @@ impl Keyring {
         };
         let key = self.region_cipher(kek)?;
         let aad = Aad::from(wrap_context(&self.region, tenant, id, kek));
-        let clear = key
-            .open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut bytes)
-            .map_err(|_| KeyError::Refused)?;
+        let clear =
+            key.open_in_place(Nonce::assume_unique_for_key(nonce), aad, &mut bytes).map_err(|_| KeyError::Refused)?;
         let clear: [u8; DATA_KEY_BYTES] = (&*clear).try_into().map_err(|_| KeyError::Refused)?;
         bytes.fill(0);
         Ok(DataKey::new(id, clear))
@@ -300,11 +299,8 @@ impl Keyring {
                     if !ring.region_keys.iter().any(|key| key.id == kek) {
                         return Err(KeyringError::NoRegionKey { line: number, kek });
                     }
-                    let wrapped = Wrapped::Key {
-                        kek,
-                        nonce: unhex(nonce).ok_or(bad.clone())?,
-                        bytes: unhex(key).ok_or(bad)?,
-                    };
+                    let wrapped =
+                        Wrapped::Key { kek, nonce: unhex(nonce).ok_or(bad.clone())?, bytes: unhex(key).ok_or(bad)? };
                     if !taken.insert((tenant.to_string(), id)) {
                         return Err(KeyringError::Duplicate(number));
                     }

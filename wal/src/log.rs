@@ -16,20 +16,18 @@
 
 use crate::chunk_builder::ChunkBuilder;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
-use crate::format::entry::WalPosition;
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
 use crate::format::meta::{EpochStart, OpenSegment, ShardMeta};
 use crate::format::names::{Name, SegmentId};
 use crate::format::segment::{FIRST_CHUNK_AT, LogCursor, file_tag};
+pub use crate::job::{Ended, Job, JobError, LogEvent, MetaChange};
 use crate::queue::{DiskQueue, Slot};
 use crate::script::{Next, OpenChange, Progress, Script, SegmentsChange, Step, StepError};
 use felix_protocol::ids::{NodeSession, ShardId};
-use felix_protocol::limits::SETTINGS_BYTES_MAX;
-use felix_protocol::position::{Epoch, Lineage, Offset, OffsetRange};
+use felix_protocol::position::{Lineage, Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use std::collections::VecDeque;
-use std::fmt;
 
 /// Sizes of segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,39 +53,6 @@ pub struct Maker {
     pub identity: Identity,
     /// This start of the node.
     pub session: NodeSession,
-}
-
-/// What a job makes durable in the meta beside its own work.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MetaChange {
-    /// The WAL entries of this shard up to here take effect with this job.
-    pub included: Option<WalPosition>,
-    /// Promise made meanwhile; an older one than is known changes nothing.
-    pub promised: Option<Epoch>,
-    /// New settings, at most `SETTINGS_BYTES_MAX`.
-    pub settings: Option<Box<[u8]>>,
-}
-
-impl MetaChange {
-    /// Only entries of the WAL.
-    pub fn included(position: WalPosition) -> MetaChange {
-        MetaChange { included: Some(position), ..Default::default() }
-    }
-
-    pub(crate) fn check(&self) -> Result<(), JobError> {
-        match &self.settings {
-            Some(settings) if settings.len() > SETTINGS_BYTES_MAX => Err(JobError::SettingsTooLong(settings.len())),
-            _ => Ok(()),
-        }
-    }
-
-    pub(crate) fn apply(&self, meta: &mut ShardMeta) {
-        meta.included = self.included.unwrap_or(meta.included);
-        meta.promised = self.promised.map_or(meta.promised, |epoch| epoch.max(meta.promised));
-        if let Some(settings) = &self.settings {
-            meta.settings = settings.clone();
-        }
-    }
 }
 
 /// A sealed segment; it ends where the next one begins.
@@ -121,106 +86,6 @@ pub enum Health {
     Damaged(OffsetRange),
     /// Reads of what was durable; a write or sync failed.
     Poisoned(StepError),
-}
-
-/// Why a job was not begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobError {
-    /// Another job runs.
-    Busy,
-    /// See [`Health`].
-    Damaged(OffsetRange),
-    /// See [`Health`].
-    Poisoned(StepError),
-    /// The builder holds nothing.
-    NothingToFlush,
-    /// The builder did not begin at the end of this log.
-    Elsewhere {
-        /// Where the log ends.
-        expected: LogCursor,
-    },
-    /// A position outside `log_start..=flushed_to`, or below what compaction has rewritten.
-    OutOfRange {
-        /// Asked for.
-        offset: Offset,
-        /// Allowed.
-        range: OffsetRange,
-    },
-    /// Segments that were cut off could not be moved away yet; `clean` first.
-    NotClean,
-    /// The sources of a compaction have changed since it began.
-    Outdated,
-    /// Settings over `SETTINGS_BYTES_MAX`.
-    SettingsTooLong(usize),
-}
-
-impl fmt::Display for JobError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            JobError::Busy => f.write_str("another job of this log runs"),
-            JobError::Damaged(range) => write!(f, "offsets {}..{} are damaged", range.from, range.to),
-            JobError::Poisoned(error) => write!(f, "an earlier failure: {error}"),
-            JobError::NothingToFlush => f.write_str("there is nothing to flush"),
-            JobError::Elsewhere { expected } => write!(f, "the log ends at {}, not where this begins", expected.next),
-            JobError::OutOfRange { offset, range } => {
-                write!(f, "offset {offset} is outside {}..={}", range.from, range.to)
-            }
-            JobError::NotClean => f.write_str("segments that were cut off are still in place"),
-            JobError::Outdated => f.write_str("the segments have changed since"),
-            JobError::SettingsTooLong(bytes) => write!(f, "{bytes} bytes of settings are too many"),
-        }
-    }
-}
-
-impl std::error::Error for JobError {}
-
-/// Kinds of jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Job {
-    /// Batches became durable in segments.
-    Flush,
-    /// The open segment was sealed.
-    Roll,
-    /// The log was cut.
-    Truncate,
-    /// The log start moved.
-    Retain,
-    /// A compacted segment took the place of others.
-    Switch,
-    /// Files that belong to nothing went to quarantine.
-    Clean,
-    /// The meta was written.
-    Save,
-    /// The open file was closed.
-    CloseFile,
-}
-
-/// How a job ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// It counts.
-    Done,
-    /// The disk is full; nothing has changed, try again when there is room.
-    Full(StepError),
-    /// The log is poisoned from now on.
-    Poisoned(StepError),
-}
-
-/// A job has ended.
-#[derive(Debug, PartialEq, Eq)]
-pub struct LogEvent {
-    /// Which.
-    pub job: Job,
-    /// How.
-    pub ended: Ended,
-    /// End of what is durable in segments.
-    pub flushed_to: Offset,
-    /// The buffer of the flush, for `ChunkBuilder::reuse`.
-    pub buffer: Option<Vec<u8>>,
-    /// Files moved to quarantine.
-    pub quarantined: Vec<FilePath>,
-    /// Files that could not be moved away; they do no harm, `clean` tries again.
-    pub leftovers: Vec<StepError>,
 }
 
 /// The segments of one shard.
@@ -310,9 +175,7 @@ impl ShardLog {
             + self.segments.capacity() * size_of::<SegmentRef>()
             + self.meta.settings.len()
             + self.meta.epochs.capacity() * size_of::<EpochStart>()
-            + self.open.as_ref().map_or(0, |it| {
-                size_of::<OpenState>() + size_of_val(it.sparse.entries())
-            })
+            + self.open.as_ref().map_or(0, |it| size_of::<OpenState>() + size_of_val(it.sparse.entries()))
     }
 
     /// Reads found this range damaged: nothing of it is served from now on, nothing is written or removed any more.
@@ -372,10 +235,10 @@ impl ShardLog {
     /// The step that makes a new meta durable.
     pub(crate) fn meta_step(&self, meta: &ShardMeta) -> Step {
         assert_eq!(meta.fault(), None, "a meta that its own reader would refuse");
-        Step::Op(Name::ShardMeta(meta.shard).path(), DiskOp::Replace {
-            path: Name::ShardMeta(meta.shard).path(),
-            bytes: meta_file(&self.maker, meta),
-        })
+        Step::Op(
+            Name::ShardMeta(meta.shard).path(),
+            DiskOp::Replace { path: Name::ShardMeta(meta.shard).path(), bytes: meta_file(&self.maker, meta) },
+        )
     }
 
     /// Writes what a builder holds behind the log: write, sync, meta. The builder must have begun at `cursor()`. The event

@@ -75,7 +75,10 @@ impl fmt::Display for OpenError {
             OpenError::MetaHeader(error) => write!(f, "shard meta: {error}"),
             OpenError::Meta(error) => write!(f, "shard meta: {error}"),
             OpenError::MetaOlder { flushed_to, expected } => {
-                write!(f, "the shard meta ends at {flushed_to}, the log was flushed up to {expected}: it is an old copy")
+                write!(
+                    f,
+                    "the shard meta ends at {flushed_to}, the log was flushed up to {expected}: it is an old copy"
+                )
             }
             OpenError::Disk(error) => error.fmt(f),
         }
@@ -187,7 +190,14 @@ pub struct Opening {
 pub type Opened = Result<(ShardLog, OpenReport), OpenError>;
 
 impl Opening {
-    fn new(slot: Slot, maker: Maker, shard: ShardId, now: Timestamp, flushed_expected: Offset, stage: Stage) -> Opening {
+    fn new(
+        slot: Slot,
+        maker: Maker,
+        shard: ShardId,
+        now: Timestamp,
+        flushed_expected: Offset,
+        stage: Stage,
+    ) -> Opening {
         Opening {
             slot,
             maker,
@@ -230,8 +240,7 @@ impl Opening {
         flushed_expected: Offset,
         queue: &mut DiskQueue,
     ) -> Opening {
-        let op =
-            DiskOp::Load { path: Name::ShardMeta(shard).path(), bytes_max: META_BYTES_MAX };
+        let op = DiskOp::Load { path: Name::ShardMeta(shard).path(), bytes_max: META_BYTES_MAX };
         let stage = Stage::Meta(queue.push(slot, Priority::Background, op));
         Opening::new(slot, maker, shard, now, flushed_expected, stage)
     }
@@ -554,8 +563,7 @@ impl Opening {
         let base = self.open.as_ref().map_or(Offset(0), |open| open.base);
         let from = self.last.as_ref().map_or(base, |last| last.range.to);
         let path = segment_path(meta, base);
-        self.report.damage =
-            Some(OpenDamage { path, at, range: OffsetRange { from, to: meta.flushed_to }, cause });
+        self.report.damage = Some(OpenDamage { path, at, range: OffsetRange { from, to: meta.flushed_to }, cause });
     }
 
     fn finish(&mut self) -> (ShardLog, OpenReport) {
@@ -573,14 +581,8 @@ impl Opening {
             }
         }
         let segments = std::mem::take(&mut self.segments);
-        let mut log = ShardLog::from_parts(
-            self.slot,
-            self.maker,
-            meta,
-            segments,
-            self.open.take(),
-            report.strays.clone(),
-        );
+        let mut log =
+            ShardLog::from_parts(self.slot, self.maker, meta, segments, self.open.take(), report.strays.clone());
         if let Some(damage) = &report.damage {
             log.health = Health::Damaged(damage.range);
         }

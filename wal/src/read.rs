@@ -23,6 +23,7 @@ use crate::listing;
 use crate::log::{Health, ShardLog};
 use crate::queue::{DiskQueue, Slot};
 use crate::stream::Stream;
+use crate::time_seek::TimeSeek;
 use felix_protocol::batch::StampedHeader;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
@@ -71,30 +72,14 @@ pub enum ReadState {
 enum Stage {
     /// Choose a segment.
     Locate,
-    /// Looking for the segment of a time among those that begin here, `lo..hi`.
-    Seek(Seek),
+    /// Looking for the segment of a time.
+    Seek(TimeSeek),
     Open(Ticket),
     Header(Ticket),
     Index(Ticket),
     Chunks,
     /// Reads are under way that nobody wants.
     Drain,
-    Close(Ticket),
-}
-
-#[derive(Debug)]
-struct Seek {
-    bases: Vec<Offset>,
-    lo: usize,
-    hi: usize,
-    step: SeekStep,
-}
-
-#[derive(Debug)]
-enum SeekStep {
-    Choose,
-    Open(Ticket),
-    Read(Ticket),
     Close(Ticket),
 }
 
@@ -210,7 +195,7 @@ impl Reader {
     pub fn close(&mut self, queue: &mut DiskQueue) {
         self.closing = true;
         self.chunk = None;
-        if matches!(&self.stage, Stage::Seek(Seek { step: SeekStep::Choose, .. })) {
+        if matches!(&self.stage, Stage::Seek(seek) if seek.is_idle()) {
             self.stage = Stage::Locate;
         }
         self.leave(queue);
@@ -232,7 +217,6 @@ impl Reader {
         match self.advance(log, queue) {
             Ok(state) => state,
             Err(error) => {
-                let error = Box::new(error);
                 self.failed = Some(error.clone());
                 self.chunk = None;
                 self.leave(queue);
@@ -241,7 +225,7 @@ impl Reader {
         }
     }
 
-    fn advance(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<ReadState, ReadError> {
+    fn advance(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<ReadState, Box<ReadError>> {
         loop {
             match &mut self.stage {
                 Stage::Locate if log.is_moving() => return Ok(ReadState::Waiting),
@@ -249,11 +233,13 @@ impl Reader {
                     Some(state) => return Ok(state),
                     None => continue,
                 },
-                Stage::Seek(_) => {
-                    if !self.seek(log, queue) {
-                        return Ok(ReadState::Waiting);
+                Stage::Seek(seek) => match seek.poll(log, self.priority, queue) {
+                    Some(base) => {
+                        self.next = self.next.max(base);
+                        self.stage = Stage::Locate;
                     }
-                }
+                    None => return Ok(ReadState::Waiting),
+                },
                 Stage::Open(_) | Stage::Header(_) | Stage::Index(_) | Stage::Close(_) => {
                     return Ok(ReadState::Waiting);
                 }
@@ -274,13 +260,11 @@ impl Reader {
     }
 
     /// Chooses the segment that holds `next`.
-    fn locate(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<Option<ReadState>, ReadError> {
-        if std::mem::take(&mut self.seeks) {
+    fn locate(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<Option<ReadState>, Box<ReadError>> {
+        if let Some(time) = self.time.filter(|_| std::mem::take(&mut self.seeks)) {
             self.next = log.log_start();
-            let bases: Vec<Offset> = log.segments.iter().map(|it| it.base).collect();
-            if bases.len() > 1 {
-                let hi = bases.len();
-                self.stage = Stage::Seek(Seek { bases, lo: 0, hi, step: SeekStep::Choose });
+            if let Some(seek) = TimeSeek::new(self.slot, time, log) {
+                self.stage = Stage::Seek(seek);
                 return Ok(None);
             }
         }
@@ -312,7 +296,7 @@ impl Reader {
         Ok(Some(ReadState::Waiting))
     }
 
-    fn check_range(&self, log: &ShardLog) -> Result<(), ReadError> {
+    fn check_range(&self, log: &ShardLog) -> Result<(), Box<ReadError>> {
         if let Health::Damaged(range) = log.health()
             && (range.from..range.to).contains(&self.next)
         {
@@ -324,74 +308,14 @@ impl Reader {
         Ok(())
     }
 
-    /// One step of the binary search: which segment begins before the time? True: the stage changed.
-    fn seek(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> bool {
-        let Stage::Seek(seek) = &mut self.stage else { return true };
-        if !matches!(seek.step, SeekStep::Choose) {
-            return false;
-        }
-        // The answer is the last segment whose first batch is older; `lo` is known to be old enough or the first.
-        if seek.hi - seek.lo <= 1 {
-            self.next = self.next.max(seek.bases[seek.lo]);
-            self.stage = Stage::Locate;
-            return true;
-        }
-        let middle = seek.lo + (seek.hi - seek.lo) / 2;
-        let file = queue.file_key(self.slot);
-        self.file = Some(file);
-        let path = log.segment_path(seek.bases[middle]);
-        seek.step = SeekStep::Open(queue.push(self.slot, self.priority, DiskOp::Open { path, file }));
-        false
-    }
-
-    fn on_seek(&mut self, done: DiskDone, queue: &mut DiskQueue) {
-        let Stage::Seek(seek) = &mut self.stage else { return };
-        let middle = seek.lo + (seek.hi - seek.lo) / 2;
-        match (&seek.step, done.result) {
-            (SeekStep::Open(_), Ok(_)) => {
-                if let Some(file) = self.file {
-                    let op = DiskOp::Read { file, at: FIRST_CHUNK_AT, bytes: BLOCK_BYTES };
-                    seek.step = SeekStep::Read(queue.push(self.slot, self.priority, op));
-                }
-            }
-            (SeekStep::Read(_), result) => {
-                // What cannot be read is taken as too new: the search ends earlier, and reading on from there finds it.
-                let older = match result {
-                    Ok(DiskOk::Bytes(bytes)) => {
-                        ChunkHeader::decode(&bytes).is_ok_and(|chunk| self.time.is_none_or(|time| chunk.times.0 < time))
-                    }
-                    _ => false,
-                };
-                *(if older { &mut seek.lo } else { &mut seek.hi }) = middle;
-                if let Some(file) = self.file {
-                    seek.step = SeekStep::Close(queue.push(self.slot, self.priority, DiskOp::Close { file }));
-                }
-            }
-            (SeekStep::Open(_), Err(_)) => {
-                self.file = None;
-                // It expired meanwhile, or is gone: look behind it, what is there decides.
-                seek.lo = middle;
-                seek.step = SeekStep::Choose;
-            }
-            (SeekStep::Close(_), _) => {
-                self.file = None;
-                seek.step = SeekStep::Choose;
-            }
-            (SeekStep::Choose, _) => {}
-        }
-        if self.closing && matches!(&self.stage, Stage::Seek(Seek { step: SeekStep::Choose, .. })) {
-            self.stage = Stage::Locate;
-        }
-    }
-
     /// Takes a completion of this reader's slot. The next `poll` acts on it.
     pub fn handle(&mut self, done: DiskDone, log: &ShardLog, queue: &mut DiskQueue) {
         let ticket = done.ticket;
-        match &self.stage {
+        match &mut self.stage {
             Stage::Seek(seek) => {
-                let (SeekStep::Open(mine) | SeekStep::Read(mine) | SeekStep::Close(mine)) = &seek.step else { return };
-                if *mine == ticket {
-                    self.on_seek(done, queue);
+                seek.handle(done, log, self.priority, queue);
+                if self.closing && seek.is_idle() {
+                    self.stage = Stage::Locate;
                 }
             }
             Stage::Open(mine) if *mine == ticket => match done.result {
@@ -489,7 +413,8 @@ impl Reader {
             }
             None if self.next == self.segment.base && self.time.is_none() => self.start_chunks(queue),
             None => {
-                let op = DiskOp::Load { path: log.index_path(self.segment.base), bytes_max: INDEX_BYTES_MAX + BLOCK_BYTES };
+                let op =
+                    DiskOp::Load { path: log.index_path(self.segment.base), bytes_max: INDEX_BYTES_MAX + BLOCK_BYTES };
                 self.stage = Stage::Index(queue.push(self.slot, self.priority, op));
             }
         }
@@ -508,7 +433,7 @@ impl Reader {
     }
 
     /// Reads on and looks for a chunk with something wanted. None: look at the stage again.
-    fn chunks(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<Option<ReadState>, ReadError> {
+    fn chunks(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<Option<ReadState>, Box<ReadError>> {
         loop {
             if self.segment.is_open {
                 // It grows; or it was sealed, or cut, meanwhile.
@@ -547,12 +472,7 @@ impl Reader {
                 }
                 return Err(self.fault_at(log, place, ReadFault::Chunk(ChunkError::Truncated)));
             }
-            let wanted = ChunkPlace {
-                shard: log.shard(),
-                lineage: log.lineage(),
-                tag: self.segment.tag,
-                at: place,
-            };
+            let wanted = ChunkPlace { shard: log.shard(), lineage: log.lineage(), tag: self.segment.tag, at: place };
             let chunk = match ChunkHeader::decode_at(head, wanted) {
                 Ok(chunk) => chunk,
                 Err(error) => {
@@ -597,7 +517,8 @@ impl Reader {
             }
             if let Err(error) = chunk.check(&head[..chunk.stored_bytes()]) {
                 let good_from = chunk.range.to.min(self.segment.end);
-                return Err(ReadError { good_from, ..self.fault_at(log, place, ReadFault::Chunk(error)) });
+                let fault = self.fault_at(log, place, ReadFault::Chunk(error));
+                return Err(Box::new(ReadError { good_from, ..*fault }));
             }
             self.from_index = false;
             if self.find_batch(chunk, 0, chunk.chain_in) {
@@ -680,25 +601,30 @@ impl Reader {
     }
 
     fn fail(&mut self, log: &ShardLog, at: u64, fault: ReadFault) {
-        self.failed = Some(Box::new(self.fault_at(log, at, fault)));
+        self.failed = Some(self.fault_at(log, at, fault));
         self.chunk = None;
     }
 
-    fn missing(&self, log: &ShardLog) -> ReadError {
-        let to = log.segments.iter().map(|it| it.base).chain(log.open.as_ref().map(|it| it.base)).find(|base| *base > self.next);
+    fn missing(&self, log: &ShardLog) -> Box<ReadError> {
+        let to = log
+            .segments
+            .iter()
+            .map(|it| it.base)
+            .chain(log.open.as_ref().map(|it| it.base))
+            .find(|base| *base > self.next);
         self.fault(log, ReadFault::Missing(OffsetRange { from: self.next, to: to.unwrap_or(log.flushed_to()) }))
     }
 
-    fn fault(&self, log: &ShardLog, fault: ReadFault) -> ReadError {
+    fn fault(&self, log: &ShardLog, fault: ReadFault) -> Box<ReadError> {
         self.fault_at(log, 0, fault)
     }
 
-    fn fault_at(&self, log: &ShardLog, at: u64, fault: ReadFault) -> ReadError {
+    fn fault_at(&self, log: &ShardLog, at: u64, fault: ReadFault) -> Box<ReadError> {
         let path = match self.file {
             Some(_) => log.segment_path(self.segment.base),
             None => FilePath(String::new()),
         };
-        ReadError { path, at, next: self.next, good_from: self.segment.end.max(self.next), fault }
+        Box::new(ReadError { path, at, next: self.next, good_from: self.segment.end.max(self.next), fault })
     }
 }
 
@@ -708,9 +634,7 @@ pub(crate) fn read_index(bytes: &[u8], log: &ShardLog, base: Offset, tag: u32) -
     let owner = Owner::Index { stream: log.meta.stream, shard: log.shard(), segment };
     FileHeader::expect(bytes, &log.maker.identity, &owner).map_err(|_| "header")?;
     let index = SegmentIndex::decode(&bytes[BLOCK_BYTES..]).map_err(|_| "content")?;
-    let fits = index.shard == log.shard()
-        && index.lineage == log.lineage()
-        && index.tag == tag
-        && index.range.from == base;
+    let fits =
+        index.shard == log.shard() && index.lineage == log.lineage() && index.tag == tag && index.range.from == base;
     if fits { Ok(index) } else { Err("another segment") }
 }

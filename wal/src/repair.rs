@@ -174,12 +174,7 @@ impl Work<'_> {
         Ok(found)
     }
 
-    fn truncate(
-        &mut self,
-        mut log: ShardLog,
-        choice: Choice,
-        now: Timestamp,
-    ) -> Result<RepairReport, RepairError> {
+    fn truncate(&mut self, mut log: ShardLog, choice: Choice, now: Timestamp) -> Result<RepairReport, RepairError> {
         let to = self.first_damage(&log)?.ok_or(RepairError::NothingDamaged)?;
         let given_up = OffsetRange { from: to, to: log.flushed_to() };
         // What was read up to `to` is whole: the cut looks only there.
@@ -259,8 +254,7 @@ impl Work<'_> {
     }
 
     fn rebuild(&mut self, log: &ShardLog, choice: Choice, base: Offset) -> Result<RepairReport, RepairError> {
-        let mut rebuild =
-            IndexRebuild::new(OTHER, log, base, &mut self.queue).ok_or(RepairError::NoSegment(base))?;
+        let mut rebuild = IndexRebuild::new(OTHER, log, base, &mut self.queue).ok_or(RepairError::NoSegment(base))?;
         loop {
             let done = self.next()?;
             if let Some(result) = rebuild.handle(done, log, &mut self.queue) {

@@ -88,7 +88,8 @@ impl RetainScan {
         if self.under_way.is_some() {
             return None;
         }
-        if !self.aged && self.expired_by_age < RETAIN_SEGMENTS_MAX
+        if !self.aged
+            && self.expired_by_age < RETAIN_SEGMENTS_MAX
             && let Some(segment) = log.segments().get(self.expired_by_age)
         {
             let path = log.index_path(segment.base);

@@ -112,7 +112,11 @@ pub(crate) enum SegmentsChange {
 pub(crate) enum OpenChange {
     Same,
     /// Chunks were added.
-    Grown { used_bytes: u64, size: u64, entries: Vec<crate::format::index::IndexEntry> },
+    Grown {
+        used_bytes: u64,
+        size: u64,
+        entries: Vec<crate::format::index::IndexEntry>,
+    },
     To(Option<Box<OpenState>>),
 }
 

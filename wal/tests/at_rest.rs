@@ -70,14 +70,13 @@ fn moved_bytes_do_not_open() {
     let mut opener = Opener::new(scope(), vec![key(1)]);
     assert!(open(&mut opener, &stored).is_ok());
     let refused = Err(AtRestError::Refused { piece: 0 });
-    for other in [AtRestScope::new("us-east", "acme"), AtRestScope::new("eu-west", "evil"), AtRestScope::new("eu-westa", "cme")] {
+    for other in
+        [AtRestScope::new("us-east", "acme"), AtRestScope::new("eu-west", "evil"), AtRestScope::new("eu-westa", "cme")]
+    {
         assert_eq!(open(&mut Opener::new(other, vec![key(1)]), &stored), refused);
     }
     assert_eq!(open(&mut Opener::new(scope(), vec![DataKey::new(1, [9; 32])]), &stored), refused);
-    assert_eq!(
-        open(&mut Opener::new(scope(), vec![key(2)]), &stored),
-        Err(AtRestError::OtherKey { key_id: 1 })
-    );
+    assert_eq!(open(&mut Opener::new(scope(), vec![key(2)]), &stored), Err(AtRestError::OtherKey { key_id: 1 }));
     type Change = fn(&mut felix_protocol::batch::StampedHeader);
     let changes: [Change; 5] = [
         |it| it.stream.0 += 1,
@@ -151,8 +150,10 @@ fn no_plaintext_reaches_the_disk() {
     let mut open_world = World::new(MemDisk::new(2));
     let mut log = open_world.create().unwrap();
     open_world.flush(&mut log, &clear[..1]).unwrap();
-    let shown = open_world.disk.paths().iter().any(|path| {
-        open_world.disk.content(path).unwrap().windows(CANARY.len()).any(|window| window == CANARY)
-    });
+    let shown = open_world
+        .disk
+        .paths()
+        .iter()
+        .any(|path| open_world.disk.content(path).unwrap().windows(CANARY.len()).any(|window| window == CANARY));
     assert!(shown);
 }

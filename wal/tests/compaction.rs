@@ -180,8 +180,7 @@ fn a_small_map_takes_several_passes() {
 fn a_sealed_log_is_compacted_with_its_keys_only() {
     let scope = AtRestScope::new("eu-west", "acme");
     let key = || DataKey::new(1, [3; 32]);
-    let mut keys =
-        Keys { opener: Opener::new(scope, vec![key()]), sealer: Sealer::new(scope, &key(), 1) };
+    let mut keys = Keys { opener: Opener::new(scope, vec![key()]), sealer: Sealer::new(scope, &key(), 1) };
     let mut world = World::new(MemDisk::new(4));
     let (mut log, _) = filled(&mut world, Some(&mut keys.sealer));
     let read = |world: &mut World, log: &ShardLog, keys: &mut Keys| {

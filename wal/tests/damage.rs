@@ -83,7 +83,8 @@ fn two_hundred_kinds_of_damage_serve_nothing_wrong() {
                 if let Health::Damaged(range) = log.health() {
                     let range = *range;
                     world.builder.begin(log.cursor());
-                    let mut stamper = Stamper { next: log.cursor().next, chain: log.cursor().chain, ..Default::default() };
+                    let mut stamper =
+                        Stamper { next: log.cursor().next, chain: log.cursor().chain, ..Default::default() };
                     stamper.time = Timestamp(90_000);
                     world.builder.push(&stamper.batch(&[(None, vec![1], false)]), false).unwrap();
                     let result = log.flush(&mut world.builder, &MetaChange::default(), &SETTINGS, &mut world.queue);
@@ -199,8 +200,7 @@ fn a_person_may_cut_at_the_damage() {
     let (good, _, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
     let error = error.unwrap();
     assert!(matches!(error.fault, ReadFault::Chunk(_)));
-    let report =
-        repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, Timestamp(50)).unwrap();
+    let report = repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, Timestamp(50)).unwrap();
     assert_eq!(report.given_up, Some(OffsetRange { from: error.next, to: log.flushed_to() }));
     assert!(!report.quarantined.is_empty());
     let (mut log, opened) = world.open(60).unwrap().unwrap();

@@ -71,20 +71,22 @@ fn positions_outside_are_refused_by_name() {
     let (mut log, stamper, _) = filled(&mut world, 30, 700);
     assert!(log.set_log_start(Offset(20), Timestamp(9), &mut world.queue).unwrap());
     world.finish(&mut log).unwrap();
-    let error = |world: &mut World, log: &_, offset| world.read(log, ReadFrom::Offset(Offset(offset))).unwrap().2.unwrap();
+    let error =
+        |world: &mut World, log: &_, offset| world.read(log, ReadFrom::Offset(Offset(offset))).unwrap().2.unwrap();
     assert_eq!(error(&mut world, &log, 19).fault, ReadFault::Expired { log_start: Offset(20) });
     let beyond = stamper.next.0 + 1;
     assert_eq!(error(&mut world, &log, beyond).fault, ReadFault::Beyond { flushed_to: stamper.next });
     assert_eq!(
         log.set_log_start(Offset(19), Timestamp(9), &mut world.queue),
-        Err(JobError::OutOfRange {
-            offset: Offset(19),
-            range: OffsetRange { from: Offset(20), to: stamper.next }
-        })
+        Err(JobError::OutOfRange { offset: Offset(19), range: OffsetRange { from: Offset(20), to: stamper.next } })
     );
 }
 
-fn find(world: &mut World, log: &felix_wal::log::ShardLog, to: Offset) -> Result<felix_wal::truncate::CutPoint, CutError> {
+fn find(
+    world: &mut World,
+    log: &felix_wal::log::ShardLog,
+    to: Offset,
+) -> Result<felix_wal::truncate::CutPoint, CutError> {
     let mut find = FindCut::new(READER, log, to).unwrap();
     let found = loop {
         if let Some(found) = find.poll(log, &mut world.queue) {
@@ -113,8 +115,7 @@ fn a_cut_is_logical_and_the_log_goes_on_from_it() {
     assert_eq!(event.ended, Ended::Done);
     assert!(!event.quarantined.is_empty());
     all.truncate(21);
-    let mut stamper =
-        Stamper { next: Offset(42), chain: point.chain, epoch: Epoch(2), time: Timestamp(5_000) };
+    let mut stamper = Stamper { next: Offset(42), chain: point.chain, epoch: Epoch(2), time: Timestamp(5_000) };
     for number in 0..20 {
         let batch = stamper.batch(&[(None, vec![number; 3_000], false)]);
         world.flush(&mut log, std::slice::from_ref(&batch)).unwrap();
@@ -139,7 +140,12 @@ fn a_cut_is_logical_and_the_log_goes_on_from_it() {
     assert!(world.read(&log, ReadFrom::Offset(Offset(0))).unwrap().0 == [batch]);
 }
 
-fn scan(world: &mut World, log: &felix_wal::log::ShardLog, policy: RetainPolicy, now: u64) -> felix_wal::retain::RetainPlan {
+fn scan(
+    world: &mut World,
+    log: &felix_wal::log::ShardLog,
+    policy: RetainPolicy,
+    now: u64,
+) -> felix_wal::retain::RetainPlan {
     let mut scan = RetainScan::new(READER, policy, Timestamp(now));
     loop {
         if let Some(plan) = scan.poll(log, &mut world.queue) {
@@ -198,8 +204,7 @@ fn an_old_copy_of_the_meta_is_refused() {
     let (log, stamper, _) = filled(&mut world, 3, 10);
     assert_eq!(log.flushed_to(), stamper.next);
     let expected = Offset(stamper.next.0 + 1);
-    let mut opening =
-        Opening::open(LOG, maker(), SPEC.shard, Timestamp(0), expected, &mut world.queue);
+    let mut opening = Opening::open(LOG, maker(), SPEC.shard, Timestamp(0), expected, &mut world.queue);
     loop {
         let done = world.next().unwrap().unwrap();
         if let Some(opened) = opening.handle(done, &mut world.queue) {

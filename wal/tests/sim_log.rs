@@ -266,7 +266,8 @@ impl Sim {
         if policy.bytes.is_none() {
             let before = now.saturating_sub_ns(policy.age_ns.unwrap_or(0));
             let gone = |batch: &&Kept| batch.to > self.model.log_start && batch.from < plan.log_start.0;
-            let young = self.model.batches.iter().filter(gone).find(|batch| batch.before.time.max(Timestamp(0)) >= before);
+            let young =
+                self.model.batches.iter().filter(gone).find(|batch| batch.before.time.max(Timestamp(0)) >= before);
             ensure!(policy.age_ns.is_some() || plan.log_start.0 == self.model.log_start, "forgotten without a rule");
             ensure!(young.is_none(), "retention by age takes {young:?}");
         }

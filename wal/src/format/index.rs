@@ -174,11 +174,7 @@ impl SegmentIndex {
         let entries: Vec<IndexEntry> = stored
             .entries
             .iter()
-            .map(|entry| IndexEntry {
-                offset: Offset(entry.offset),
-                time: Timestamp(entry.time),
-                place: entry.place,
-            })
+            .map(|entry| IndexEntry { offset: Offset(entry.offset), time: Timestamp(entry.time), place: entry.place })
             .collect();
         let range = OffsetRange { from: Offset(stored.from), to: Offset(stored.to) };
         let rising = entries.windows(2).all(|pair| {

@@ -233,11 +233,7 @@ impl ShardMeta {
                 .iter()
                 .map(|it| EpochStart { epoch: Epoch(it.first), start: Offset(it.second) })
                 .collect(),
-            cuts: stored
-                .cuts
-                .iter()
-                .map(|it| Cut { to: Offset(it.first), end_before: Offset(it.second) })
-                .collect(),
+            cuts: stored.cuts.iter().map(|it| Cut { to: Offset(it.first), end_before: Offset(it.second) }).collect(),
             void_from: stored.void_from.map(Offset),
             switch: stored.switch.as_ref().map(range),
             gaps: stored.gaps.iter().map(range).collect(),

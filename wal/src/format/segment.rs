@@ -311,7 +311,7 @@ impl ChunkHeader {
         writer.put_u32(self.payload_bytes);
         writer.put_u32(self.payload_crc);
         writer.put_u16(CHUNK_VERSION);
-        writer.put_u16(u16::from(self.sealed) * FLAG_SEALED | u16::from(self.compacted) * FLAG_COMPACTED);
+        writer.put_u16((u16::from(self.sealed) * FLAG_SEALED) | (u16::from(self.compacted) * FLAG_COMPACTED));
         writer.put_u32(self.batch_count);
         writer.put_u32(self.lineage.0);
         writer.put_u32(self.tag);

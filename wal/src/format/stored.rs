@@ -40,7 +40,8 @@ const ENVELOPE_VERSION: u16 = 1;
 /// Largest clear batch.
 pub const BATCH_BYTES_MAX: usize = STAMPED_HEADER_BYTES + BATCH_BODY_BYTES_MAX + TLV_BYTES_MAX;
 /// Largest stored batch.
-pub const STORED_BYTES_MAX: usize = BATCH_BYTES_MAX + ENVELOPE_BYTES + (BATCH_BYTES_MAX / PIECE_BYTES_MAX + 1) * TAG_BYTES;
+pub const STORED_BYTES_MAX: usize =
+    BATCH_BYTES_MAX + ENVELOPE_BYTES + (BATCH_BYTES_MAX / PIECE_BYTES_MAX + 1) * TAG_BYTES;
 
 /// What was sealed with which key and nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

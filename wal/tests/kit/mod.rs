@@ -19,12 +19,8 @@ use felix_wal::mem_disk::MemDisk;
 use felix_wal::queue::{DiskQueue, Slot};
 use felix_wal::read::{ReadError, ReadFrom, ReadSettings, ReadState, Reader};
 
-pub const SPEC: ShardSpec = ShardSpec {
-    stream: StreamId(7),
-    shard: ShardId(9),
-    lineage: Lineage(1),
-    durability: Durability::Group,
-};
+pub const SPEC: ShardSpec =
+    ShardSpec { stream: StreamId(7), shard: ShardId(9), lineage: Lineage(1), durability: Durability::Group };
 /// Small, so that a test sees many segments.
 pub const SETTINGS: LogSettings =
     LogSettings { segment_bytes: 48 << 10, extent_bytes_first: 16 << 10, extent_bytes_max: 16 << 10 };
@@ -135,7 +131,15 @@ pub struct Crashed;
 
 impl World {
     pub fn new(disk: MemDisk) -> World {
-        World { disk, queue: DiskQueue::new(), builder: ChunkBuilder::new(), settings: SETTINGS, crash_in: None, twin: None, removed: Vec::new() }
+        World {
+            disk,
+            queue: DiskQueue::new(),
+            builder: ChunkBuilder::new(),
+            settings: SETTINGS,
+            crash_in: None,
+            twin: None,
+            removed: Vec::new(),
+        }
     }
 
     /// The next completion. None: nothing is under way.

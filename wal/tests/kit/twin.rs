@@ -149,9 +149,10 @@ impl Twin {
             }
             (Bug::WrongOneTaken, DiskOp::Rename { from, to }) if to.0.starts_with("quarantine/") => {
                 let folder = from.0.rsplit_once('/').map_or("", |it| it.0).to_string();
-                let behind = disk.paths().into_iter().filter(|path| {
-                    path.0.starts_with(&folder) && path.0.ends_with(".seg") && *path > *from
-                });
+                let behind = disk
+                    .paths()
+                    .into_iter()
+                    .filter(|path| path.0.starts_with(&folder) && path.0.ends_with(".seg") && *path > *from);
                 if from.0.ends_with(".seg")
                     && let Some(other) = behind.min()
                 {
