@@ -18,7 +18,7 @@ use crate::format::segment::{CHUNK_BYTES_MAX, ChunkError, ChunkHeader, ChunkPlac
 use crate::listing::{self, index_path, segment_path};
 use crate::recover::{RecoverError, Recovery, Report as WalFindings};
 use felix_protocol::ids::{ShardId, StreamId};
-use felix_protocol::position::{Offset, OffsetRange};
+use felix_protocol::position::{Lineage, Offset, OffsetRange};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -34,6 +34,8 @@ pub enum What {
     Header(HeaderError),
     /// A meta.
     Meta(FrameError),
+    /// A meta that does not know of a segment that begins here: an old copy.
+    MetaOlder(Offset),
     /// A chunk.
     Chunk(ChunkError),
     /// A chunk does not continue the one before.
@@ -75,6 +77,7 @@ impl fmt::Display for What {
             What::NoMeta(segments) => write!(f, "no meta, but {segments} segment file(s)"),
             What::Header(error) => error.fmt(f),
             What::Meta(error) => write!(f, "meta: {error}"),
+            What::MetaOlder(base) => write!(f, "the meta does not know the segment at {base}: it is an old copy"),
             What::Chunk(error) => error.fmt(f),
             What::Order { expected, found } => write!(
                 f,
@@ -274,7 +277,7 @@ impl Check<'_> {
         let path = Name::ShardMeta(shard).path();
         let meta = match self.load(&path, META_BYTES_MAX) {
             Ok(bytes) => self.meta(&bytes, shard),
-            Err(DiskError::NotFound) => Err(What::NoMeta(listing::segment_count(shard, &list))),
+            Err(DiskError::NotFound) => Err(What::NoMeta(listing::segment_count(shard, Lineage(0), &list))),
             Err(error) => Err(What::Disk(error)),
         };
         let meta = match meta {
@@ -282,6 +285,9 @@ impl Check<'_> {
             Err(what) => return self.find(&path, 0, Some(shard), what, Consequence::Closed),
         };
         let sorted = listing::sort(&meta, list);
+        if let Some(base) = sorted.beyond_meta {
+            return self.find(&path, 0, Some(shard), What::MetaOlder(base), Consequence::Closed);
+        }
         for stray in &sorted.strays {
             self.find(stray, 0, Some(shard), What::Stray, Consequence::Space);
         }

@@ -12,7 +12,7 @@ use crate::format::meta::ShardMeta;
 use crate::format::names::{Name, SegmentId};
 use crate::log::SegmentRef;
 use felix_protocol::ids::ShardId;
-use felix_protocol::position::{Offset, OffsetRange};
+use felix_protocol::position::{Lineage, Offset, OffsetRange};
 
 /// A shard's folder, sorted out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,15 +25,18 @@ pub(crate) struct Listing {
     pub(crate) foreign: Vec<String>,
     /// Files that a switch still has to move away.
     pub(crate) replaced: Vec<FilePath>,
+    /// A segment that the meta is too old to know: more than the one that a crash leaves of a flush.
+    pub(crate) beyond_meta: Option<Offset>,
     /// The result of a switch under its temporary name, and the name it is to have.
     pub(crate) finished: Option<(FilePath, FilePath)>,
 }
 
-/// Number of segment files in a folder without a meta.
-pub(crate) fn segment_count(shard: ShardId, list: &[Listed]) -> usize {
+/// Number of segment files of this lineage or a later one in a folder without a meta.
+pub(crate) fn segment_count(shard: ShardId, from: Lineage, list: &[Listed]) -> usize {
     let folder = Name::Shard(shard).path();
-    let is_segment = |it: &&Listed| {
-        matches!(Name::parse(&FilePath(format!("{folder}/{}", it.name))), Some(Name::Segment(..) | Name::Temporary(_)))
+    let is_segment = |it: &&Listed| match Name::parse(&FilePath(format!("{folder}/{}", it.name))) {
+        Some(Name::Segment(_, segment)) => segment.lineage >= from,
+        _ => false,
     };
     list.iter().filter(is_segment).count()
 }
@@ -58,14 +61,19 @@ pub(crate) fn sort(meta: &ShardMeta, list: Vec<Listed>) -> Listing {
     let mut out = Listing::default();
     let mut finished = None;
     let mut indexes = Vec::new();
+    let mut unknown = Vec::new();
     for listed in list {
         let path = FilePath(format!("{folder}/{}", listed.name));
         match Name::parse(&path) {
             Some(Name::ShardMeta(_)) => {}
             Some(Name::Segment(_, segment)) if segment.lineage == meta.lineage => {
                 let base = segment.base_offset;
-                if meta.void_from.is_some_and(|from| base >= from) || base >= meta.flushed_to {
+                let is_void = meta.void_from.is_some_and(|from| base >= from);
+                if is_void || base >= meta.flushed_to {
                     out.strays.push(path);
+                    if !is_void {
+                        unknown.push(base);
+                    }
                 } else {
                     out.segments.push(SegmentRef { base, bytes: listed.bytes });
                 }
@@ -85,6 +93,9 @@ pub(crate) fn sort(meta: &ShardMeta, list: Vec<Listed>) -> Listing {
             None => out.foreign.push(listed.name),
         }
     }
+    // A crash in a flush leaves one file that the meta does not know, never its index.
+    let sealed = unknown.iter().find(|base| indexes.iter().any(|(it, _)| it == *base));
+    out.beyond_meta = if unknown.len() > 1 { unknown.iter().max().copied() } else { sealed.copied() };
     if let Some(range) = meta.switch {
         out.settle_switch(meta, range, finished, &mut indexes);
     }

@@ -57,13 +57,15 @@ pub enum OpenError {
     MetaHeader(HeaderError),
     /// The meta is damaged.
     Meta(FrameError),
-    /// The WAL says that more was flushed than the meta knows: the meta is an old copy.
+    /// More was flushed than the meta knows, by the WAL or by the segments that lie there: it is an old copy.
     MetaOlder {
         /// In the meta.
         flushed_to: Offset,
-        /// By the WAL.
+        /// By the WAL or a segment.
         expected: Offset,
     },
+    /// A shard to be made is there already, in this lineage or a later one.
+    Exists(Lineage),
     /// The disk failed.
     Disk(DiskError),
 }
@@ -80,6 +82,7 @@ impl fmt::Display for OpenError {
                     "the shard meta ends at {flushed_to}, the log was flushed up to {expected}: it is an old copy"
                 )
             }
+            OpenError::Exists(lineage) => write!(f, "the shard is there already, in lineage {}", lineage.0),
             OpenError::Disk(error) => error.fmt(f),
         }
     }
@@ -153,6 +156,9 @@ pub struct OpenReport {
 
 #[derive(Debug)]
 enum Stage {
+    /// Is a meta there, are segments there, then the first meta.
+    ProbeMeta(Ticket, ShardSpec),
+    ProbeList(Ticket, ShardSpec),
     Create(Ticket),
     Meta(Ticket),
     List(Ticket),
@@ -221,14 +227,12 @@ impl Opening {
         }
     }
 
-    /// Makes a shard that does not exist yet: writes its first meta.
+    /// Makes a shard that does not exist yet, or one anew in a higher lineage: files of earlier ones become strays of the
+    /// next start. Data of this lineage that lies there without its meta is not overwritten.
     pub fn create(slot: Slot, maker: Maker, spec: ShardSpec, queue: &mut DiskQueue) -> Opening {
-        let meta = ShardMeta::new(spec.stream, spec.shard, spec.lineage, spec.durability);
-        let op = DiskOp::Replace { path: Name::ShardMeta(spec.shard).path(), bytes: meta_file(&maker, &meta) };
-        let stage = Stage::Create(queue.push(slot, Priority::Background, op));
-        let mut opening = Opening::new(slot, maker, spec.shard, Timestamp(0), Offset(0), stage);
-        opening.meta = Some(meta);
-        opening
+        let op = DiskOp::Load { path: Name::ShardMeta(spec.shard).path(), bytes_max: META_BYTES_MAX };
+        let stage = Stage::ProbeMeta(queue.push(slot, Priority::Background, op), spec);
+        Opening::new(slot, maker, spec.shard, Timestamp(0), Offset(0), stage)
     }
 
     /// Opens a shard. `flushed_expected`: what the WAL says was flushed, 0 if it does not say.
@@ -247,7 +251,9 @@ impl Opening {
 
     /// Takes a completion. None: it goes on.
     pub fn handle(&mut self, done: DiskDone, queue: &mut DiskQueue) -> Option<Opened> {
-        let (Stage::Create(mine)
+        let (Stage::ProbeMeta(mine, _)
+        | Stage::ProbeList(mine, _)
+        | Stage::Create(mine)
         | Stage::Meta(mine)
         | Stage::List(mine)
         | Stage::Switch(mine, _)
@@ -281,6 +287,26 @@ impl Opening {
     fn step(&mut self, result: Result<DiskOk, DiskError>, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
         let stage = std::mem::replace(&mut self.stage, Stage::Done);
         match (stage, result) {
+            (Stage::ProbeMeta(_, spec), Err(DiskError::NotFound)) => {
+                let op = DiskOp::List { path: Name::Shard(self.shard).path() };
+                self.stage = Stage::ProbeList(self.plan(op, queue), spec);
+                Ok(None)
+            }
+            (Stage::ProbeMeta(_, spec), Ok(DiskOk::Bytes(bytes))) => {
+                let held = self.read_meta(&bytes)?;
+                if held.lineage >= spec.lineage {
+                    return Err(OpenError::Exists(held.lineage));
+                }
+                self.write_first(spec, queue);
+                Ok(None)
+            }
+            (Stage::ProbeList(_, spec), Ok(DiskOk::Listed(list))) => {
+                match listing::segment_count(self.shard, spec.lineage, &list) {
+                    0 => self.write_first(spec, queue),
+                    segments => return Err(OpenError::NoMeta { segments }),
+                }
+                Ok(None)
+            }
             (Stage::Create(_), Ok(_)) => Ok(Some(())),
             (Stage::Meta(_), Ok(DiskOk::Bytes(bytes))) => {
                 self.meta = Some(self.read_meta(&bytes)?);
@@ -368,6 +394,13 @@ impl Opening {
         Ok(meta)
     }
 
+    fn write_first(&mut self, spec: ShardSpec, queue: &mut DiskQueue) {
+        let meta = ShardMeta::new(spec.stream, spec.shard, spec.lineage, spec.durability);
+        let op = DiskOp::Replace { path: Name::ShardMeta(spec.shard).path(), bytes: meta_file(&self.maker, &meta) };
+        self.stage = Stage::Create(self.plan(op, queue));
+        self.meta = Some(meta);
+    }
+
     fn list(&mut self, queue: &mut DiskQueue) {
         let op = DiskOp::List { path: Name::Shard(self.shard).path() };
         self.stage = Stage::List(self.plan(op, queue));
@@ -376,9 +409,12 @@ impl Opening {
     /// Sorts out what lies in the folder; plans what a switch still needs.
     fn on_list(&mut self, list: Vec<Listed>, queue: &mut DiskQueue) -> Result<Option<()>, OpenError> {
         let Some(meta) = &self.meta else {
-            return Err(OpenError::NoMeta { segments: listing::segment_count(self.shard, &list) });
+            return Err(OpenError::NoMeta { segments: listing::segment_count(self.shard, Lineage(0), &list) });
         };
         let sorted = listing::sort(meta, list);
+        if let Some(expected) = sorted.beyond_meta {
+            return Err(OpenError::MetaOlder { flushed_to: meta.flushed_to, expected });
+        }
         let mut steps: Vec<DiskOp> = sorted.replaced.iter().map(|path| self.quarantine(path)).collect();
         steps.extend(sorted.finished.map(|(from, to)| DiskOp::Rename { from, to }));
         self.segments = sorted.segments;

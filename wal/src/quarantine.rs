@@ -77,7 +77,12 @@ impl QuarantineSweep {
     fn sort(&mut self, list: Vec<Listed>) {
         for entry in list {
             let path = FilePath(format!("{}/{}", Name::Quarantine, entry.name));
-            match Name::parse(&path) {
+            // The result of a compaction that was given up keeps the ending of its temporary name.
+            let name = match Name::parse(&path) {
+                Some(Name::Temporary(meant)) => Name::parse(&meant),
+                name => name,
+            };
+            match name {
                 Some(Name::Quarantined(time, _)) if !entry.is_folder => {
                     if time < self.before {
                         self.remove.push((path, entry.bytes));

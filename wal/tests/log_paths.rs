@@ -213,3 +213,55 @@ fn an_old_copy_of_the_meta_is_refused() {
         }
     }
 }
+
+/// A shard is made once per lineage, and never over data that lost its meta.
+#[test]
+fn a_shard_is_not_made_over_another() {
+    use felix_protocol::position::Lineage;
+    use felix_wal::disk::{Disk, DiskOp, FilePath};
+    use felix_wal::log_open::{OpenError, Opening, ShardSpec};
+    let mut world = World::new(MemDisk::new(8));
+    let (log, _, _) = filled(&mut world, 30, 700);
+    let segments = log.segments().len() + 1;
+    let create = |world: &mut World, lineage| {
+        let mut opening = Opening::create(LOG, maker(), ShardSpec { lineage, ..SPEC }, &mut world.queue);
+        loop {
+            let done = world.next().unwrap().unwrap();
+            if let Some(opened) = opening.handle(done, &mut world.queue) {
+                return opened.map(|(log, _)| log.flushed_to());
+            }
+        }
+    };
+    assert_eq!(create(&mut world, SPEC.lineage), Err(OpenError::Exists(SPEC.lineage)));
+    let mut bare = World::new(world.disk.clone());
+    let meta = FilePath(format!("shards/{:016x}/meta", SPEC.shard.0));
+    bare.disk.call(DiskOp::Remove { path: meta }).unwrap();
+    assert_eq!(create(&mut bare, SPEC.lineage), Err(OpenError::NoMeta { segments }));
+    assert_eq!(create(&mut world, Lineage(2)), Ok(Offset(0)));
+    let (log, report) = world.open(5).unwrap().unwrap();
+    assert_eq!((log.lineage(), log.flushed_to()), (Lineage(2), Offset(0)));
+    assert!(report.strays.len() >= segments, "{:?}", report.strays);
+}
+
+/// Segments that the meta does not know are no leftovers of one crash: the meta is an old one.
+#[test]
+fn a_meta_from_before_is_refused_although_nobody_says_what_to_expect() {
+    use felix_wal::disk::{Disk, DiskOp, FilePath};
+    use felix_wal::log_open::OpenError;
+    let mut world = World::new(MemDisk::new(9));
+    let (mut log, mut stamper, _) = filled(&mut world, 3, 700);
+    let path = FilePath(format!("shards/{:016x}/meta", SPEC.shard.0));
+    let bytes = world.disk.content(&path).unwrap();
+    let flushed_to = log.flushed_to();
+    for _ in 0..60 {
+        let batch = stamper.batch(&[(None, vec![1; 3_000], false)]);
+        world.flush(&mut log, &[batch]).unwrap();
+    }
+    world.disk.call(DiskOp::Replace { path, bytes }).unwrap();
+    match world.open(5).unwrap() {
+        Err(OpenError::MetaOlder { flushed_to: found, expected }) => {
+            assert!(found == flushed_to && expected > found);
+        }
+        other => panic!("{other:?}"),
+    }
+}

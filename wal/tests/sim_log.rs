@@ -23,6 +23,7 @@ struct Kept {
     bytes: Vec<u8>,
     from: u64,
     to: u64,
+    time: Timestamp,
     before: Stamper,
 }
 
@@ -104,7 +105,8 @@ impl Sim {
                 .collect();
             let bytes = self.model.stamper.batch(&records);
             let (from, to) = (before.next.0, self.model.stamper.next.0);
-            self.model.batches.push(Kept { bytes, from, to, before });
+            let time = self.model.stamper.time;
+            self.model.batches.push(Kept { bytes, from, to, time, before });
         }
     }
 
@@ -265,9 +267,9 @@ impl Sim {
         }
         if policy.bytes.is_none() {
             let before = now.saturating_sub_ns(policy.age_ns.unwrap_or(0));
-            let gone = |batch: &&Kept| batch.to > self.model.log_start && batch.from < plan.log_start.0;
-            let young =
-                self.model.batches.iter().filter(gone).find(|batch| batch.before.time.max(Timestamp(0)) >= before);
+            let gone = |batch: &&Kept| batch.to > self.model.log_start && batch.to <= plan.log_start.0;
+            let young = self.model.batches.iter().filter(gone).find(|batch| batch.time >= before);
+            let young = young.map(|batch| (batch.from, batch.to, batch.time));
             ensure!(policy.age_ns.is_some() || plan.log_start.0 == self.model.log_start, "forgotten without a rule");
             ensure!(young.is_none(), "retention by age takes {young:?}");
         }

@@ -125,6 +125,9 @@ pub struct World {
     pub removed: Vec<String>,
 }
 
+/// Stored batches, where the reader stands, and the error that ended it.
+pub type Read = (Vec<Vec<u8>>, Offset, Option<ReadError>);
+
 /// The power failed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Crashed;
@@ -241,11 +244,7 @@ impl World {
     }
 
     /// Everything from a place on, as stored; the error that ended it, if any.
-    pub fn read(
-        &mut self,
-        log: &ShardLog,
-        from: ReadFrom,
-    ) -> Result<(Vec<Vec<u8>>, Offset, Option<ReadError>), Crashed> {
+    pub fn read(&mut self, log: &ShardLog, from: ReadFrom) -> Result<Read, Crashed> {
         let mut reader = Reader::new(READER, from, READ);
         let mut out = Vec::new();
         let error = loop {
