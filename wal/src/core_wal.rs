@@ -393,7 +393,7 @@ impl CoreWal {
             return;
         }
         self.ring.unpin(shard, through);
-        self.ring.release(self.durable.sequence);
+        self.ring.release();
     }
 
     /// What matters of the shard's entries up to `through` was appended again, as copies, and nothing of the shard came in
@@ -667,7 +667,7 @@ impl CoreWal {
             self.superseded.pop_front();
             self.ring.unpin(shard, through);
         }
-        self.ring.release(covers.sequence);
+        self.ring.release();
         self.ring.reuse(covers.first_needed);
     }
 

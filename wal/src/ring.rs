@@ -9,7 +9,7 @@
 //! states its start (`first_needed`). A released file is overwritten only after a durable group has stated that it is not
 //! needed: else a crash in the middle of the overwrite would look like damage.
 //!
-//! **Never**: a file with an unsynced group or a pin in it is released.
+//! **Never**: a file with a pin in it is released; the current file is.
 //!
 //! **See**: `core_wal.rs`.
 
@@ -130,13 +130,10 @@ impl Ring {
         }
     }
 
-    /// Releases what nobody needs; groups up to `synced` are durable.
-    pub(crate) fn release(&mut self, synced: GroupSequence) {
-        while self.held.len() > 1 {
-            let oldest = &self.held[0];
-            if !oldest.pins.is_empty() || oldest.last_sequence > synced {
-                return;
-            }
+    /// Releases what nobody needs. Its groups may even be unsynced: what is durable is a prefix, so they are by the time a
+    /// group that states the release is.
+    pub(crate) fn release(&mut self) {
+        while self.held.len() > 1 && self.held[0].pins.is_empty() {
             let file = self.held.pop_front().expect("there is one");
             self.released.push_back(file);
         }

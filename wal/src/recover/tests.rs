@@ -388,6 +388,24 @@ fn what_is_flushed_is_not_replayed_and_copies_stand_in_for_their_originals() {
 }
 
 #[test]
+fn a_copy_stands_in_for_an_original_that_is_lost() {
+    let mut writer = Writer::new();
+    writer.append(1, 0, 100);
+    let original = writer.append(2, 0, 100);
+    writer.append(1, 1, 100);
+    let body = EntryBody::Promise { lineage: LINEAGE, epoch: Epoch(1) };
+    let copy = Entry { shard: ShardId(2), copied_from: Some(original), body };
+    let copied = writer.wal.append(Time(1), &copy, Commit::None).unwrap();
+    writer.settle();
+    let (_, found) = recover(&mut writer.disk.clone()).unwrap();
+    assert_eq!(lsns(&found), [1, original.0, 3]);
+    writer.disk.flip_bit(&file(1), (2 * 4_096 + 300) * 8);
+    let (report, found) = recover(&mut writer.disk).unwrap();
+    assert!(report.wals[0].is_damaged());
+    assert_eq!(lsns(&found), [1, 3, copied.0]);
+}
+
+#[test]
 fn names_of_others_are_left_alone_and_reported() {
     let mut writer = Writer::new();
     writer.append(1, 0, 100);
