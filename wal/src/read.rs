@@ -99,8 +99,8 @@ struct Current {
     chunk: ChunkHeader,
     /// Where it begins in the payload.
     at: usize,
-    /// Chain of what comes before it.
-    chain_before: u64,
+    /// Where the last thing before it that is known ends, and its chain there.
+    before: (Offset, u64),
     bytes: usize,
     header: StampedHeader,
     body_crc: u32,
@@ -171,9 +171,9 @@ impl Reader {
         self.next
     }
 
-    /// Chain before the batch that `next_batch` gives next.
-    pub(crate) fn chain_before(&self) -> Option<u64> {
-        self.chunk.map(|it| it.chain_before)
+    /// What is known to end before the batch that `next_batch` gives next, and its chain there.
+    pub(crate) fn before(&self) -> Option<(Offset, u64)> {
+        self.chunk.map(|it| it.before)
     }
 
     /// The first chunk that it met.
@@ -501,6 +501,13 @@ impl Reader {
                 let found = (chunk.range.from, chunk.chain_in);
                 return Err(self.fault_at(log, place, ReadFault::Broken { expected: (offset, chain), found }));
             }
+            // The last one must end as the meta says: a write that was lost may leave an older chunk in its place.
+            let end = log.cursor();
+            let is_last = chunk.range.to == end.next && self.segment.end == end.next;
+            if is_last && chunk.chain_out != end.chain {
+                let (expected, found) = ((end.next, end.chain), (chunk.range.to, chunk.chain_out));
+                return Err(self.fault_at(log, place, ReadFault::Broken { expected, found }));
+            }
             let too_old = self.time.is_some_and(|time| chunk.times.1 < time);
             if chunk.range.to <= self.next || too_old && chunk.range.to <= self.segment.end {
                 self.next = self.next.max(chunk.range.to);
@@ -521,7 +528,7 @@ impl Reader {
                 return Err(Box::new(ReadError { good_from, ..*fault }));
             }
             self.from_index = false;
-            if self.find_batch(chunk, 0, chunk.chain_in) {
+            if self.find_batch(chunk, 0, (chunk.range.from, chunk.chain_in)) {
                 return Ok(None);
             }
         }
@@ -540,7 +547,7 @@ impl Reader {
     }
 
     /// Looks from byte `at` of a checked chunk for a batch that is wanted. False: there is none, the chunk is done with.
-    fn find_batch(&mut self, chunk: ChunkHeader, mut at: usize, mut chain_before: u64) -> bool {
+    fn find_batch(&mut self, chunk: ChunkHeader, mut at: usize, mut before: (Offset, u64)) -> bool {
         let payload_bytes = chunk.payload_bytes as usize;
         self.chunk = None;
         loop {
@@ -554,11 +561,11 @@ impl Reader {
             let too_old = self.time.is_some_and(|time| batch.header.append_time < time);
             let StoredBatch { header, body_crc, sealed, bytes } = batch;
             if range.to > self.next && !too_old {
-                self.chunk = Some(Current { chunk, at, chain_before, bytes: bytes.len(), header, body_crc, sealed });
+                self.chunk = Some(Current { chunk, at, before, bytes: bytes.len(), header, body_crc, sealed });
                 return true;
             }
             at += bytes.len();
-            chain_before = header.chain;
+            before = (range.to, header.chain);
             self.next = self.next.max(range.to);
             self.expected = Some((range.to, header.chain));
         }
@@ -579,7 +586,7 @@ impl Reader {
         self.next = header.range().to;
         self.expected = Some((self.next, header.chain));
         let held = self.stream.head_position();
-        self.find_batch(chunk, at + bytes, header.chain);
+        self.find_batch(chunk, at + bytes, (self.next, header.chain));
         // If that was the last one, the chunk was stepped over: its bytes stay until the next poll.
         let start = CHUNK_HEADER_BYTES + at;
         let bytes = self.stream.bytes_from(held, start, start + bytes);

@@ -24,6 +24,8 @@ use std::fmt;
 pub enum CutError {
     /// The offset lies within a batch.
     InsideBatch(OffsetRange),
+    /// Compaction took out what ends at the offset; nobody knows the chain there any more.
+    Compacted(Offset),
     /// Reading failed: nothing is cut.
     Read(Box<ReadError>),
 }
@@ -32,6 +34,7 @@ impl fmt::Display for CutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CutError::InsideBatch(range) => write!(f, "the cut falls into the batch {}..{}", range.from, range.to),
+            CutError::Compacted(to) => write!(f, "compaction took out what ends at {to}"),
             CutError::Read(error) => error.fmt(f),
         }
     }
@@ -81,14 +84,16 @@ impl FindCut {
                 Some(Ok(CutPoint { to: end.next, chain: end.chain, time: end.time }))
             }
             ReadState::Ready => {
-                let chain_before = self.reader.chain_before().unwrap_or_default();
+                let (before, chain) = self.reader.before()?;
                 let header = self.reader.next_batch()?.header;
                 let range = header.range();
                 Some(if range.to == to {
                     Ok(CutPoint { to, chain: header.chain, time: header.append_time })
-                } else if range.from == to {
-                    // Nothing is left before it: the log start is the boundary.
-                    Ok(CutPoint { to, chain: chain_before, time: Timestamp(0) })
+                } else if range.from == to && before == to {
+                    // The log start is the boundary: the batch before is gone, its chain is known.
+                    Ok(CutPoint { to, chain, time: Timestamp(0) })
+                } else if range.from >= to {
+                    Err(CutError::Compacted(to))
                 } else {
                     Err(CutError::InsideBatch(range))
                 })

@@ -265,3 +265,115 @@ fn a_meta_from_before_is_refused_although_nobody_says_what_to_expect() {
         other => panic!("{other:?}"),
     }
 }
+
+/// The power fails after every operation of a cut that takes many segments: the log opens, cut or not, and goes on.
+#[test]
+fn a_crash_anywhere_in_a_cut_leaves_the_log_cut_or_not() {
+    let mut world = World::new(MemDisk::new(10));
+    let (log, stamper, all) = filled(&mut world, 90, 700);
+    let to = Offset(all.iter().map(|batch| records(batch).last().unwrap().0 + 1).find(|end| *end > 20).unwrap());
+    assert!(log.segments().iter().filter(|it| it.base > to).count() >= 2);
+    let point = find(&mut world, &log, to).unwrap();
+    let (mut cut, mut whole) = (0, 0);
+    for crash_in in 0.. {
+        let mut world = World::new(world.disk.clone());
+        world.disk.crash();
+        let (mut log, _) = world.open(1).unwrap().unwrap();
+        world.disk.reseed(crash_in);
+        world.crash_in = Some(crash_in);
+        log.cut(point, &MetaChange::default(), Timestamp(5), &mut world.queue).unwrap();
+        if world.finish(&mut log).is_ok() {
+            break;
+        }
+        let (mut log, report) = world.open(100).unwrap().unwrap();
+        assert_eq!(report.damage, None);
+        if log.clean(Timestamp(200), &mut world.queue).unwrap() {
+            assert_eq!(world.finish(&mut log).unwrap().leftovers, []);
+        }
+        let end = log.flushed_to();
+        assert!(end == to || end == stamper.next, "{end}");
+        *(if end == to { &mut cut } else { &mut whole }) += 1;
+        let cursor = log.cursor();
+        let mut stamper = Stamper { next: end, chain: cursor.chain, epoch: Epoch(9), time: Timestamp(90_000) };
+        let more = stamper.batch(&[(None, vec![3; 10], false)]);
+        assert_eq!(world.flush(&mut log, std::slice::from_ref(&more)).unwrap().ended, Ended::Done);
+        let (log, _) = world.open(300).unwrap().unwrap();
+        let (read, _, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
+        assert_eq!(error, None);
+        let kept = all.iter().filter(|batch| records(batch)[0].0 < end.0);
+        assert!(read.iter().eq(kept.chain([&more])), "crash after {crash_in}");
+    }
+    assert!(cut > 3 && whole > 0, "{cut} {whole}");
+}
+
+/// An index that was written before its segment grew, by a roll that a crash kept from counting: it is not believed.
+#[test]
+fn an_index_from_before_the_segment_grew_is_not_believed() {
+    use felix_wal::disk::{Disk, DiskOp};
+    let mut world = World::new(MemDisk::new(11));
+    world.settings.segment_bytes = 1 << 20;
+    let (mut log, mut stamper, mut all) = filled(&mut world, 10, 700);
+    let mut rolled = World::new(world.disk.clone());
+    rolled.disk.crash();
+    let (mut early, _) = rolled.open(1).unwrap().unwrap();
+    assert!(early.roll(&mut rolled.queue).unwrap());
+    rolled.finish(&mut early).unwrap();
+    for _ in 0..10 {
+        stamper.time = Timestamp(50_000);
+        let batch = stamper.batch(&[(None, vec![3; 3_000], false)]);
+        world.flush(&mut log, std::slice::from_ref(&batch)).unwrap();
+        all.push(batch);
+    }
+    log.roll(&mut world.queue).unwrap();
+    world.finish(&mut log).unwrap();
+    let path = world.disk.paths().into_iter().find(|path| path.0.ends_with(".idx")).unwrap();
+    let stale = rolled.disk.content(&path).unwrap();
+    let good = world.disk.content(&path).unwrap();
+    assert!(stale != good);
+    let aged = RetainPolicy { age_ns: Some(10_000), ..Default::default() };
+    assert_eq!(scan(&mut world, &log, aged, 55_000).segments, 0);
+    assert_eq!(scan(&mut world, &log, aged, 70_000).segments, 1);
+    world.disk.call(DiskOp::Replace { path, bytes: stale }).unwrap();
+    let plan = scan(&mut world, &log, aged, 55_000);
+    assert_eq!((plan.segments, plan.unknown_age), (0, Some(Offset(0))));
+    for offset in 0..stamper.next.0 {
+        let (read, position, error) = world.read(&log, ReadFrom::Offset(Offset(offset))).unwrap();
+        assert_eq!((error, position), (None, stamper.next), "from {offset}");
+        assert!(read == all[all.len() - read.len()..]);
+    }
+}
+
+/// A flush that a crash kept from counting, then another one in its place whose write is lost: what lies there is whole and
+/// in its place, and not the log.
+#[test]
+fn an_older_chunk_in_the_place_of_a_lost_one_is_found() {
+    use felix_wal::mem_disk::{Fault, OpKind};
+    for more in [0, 3] {
+        let mut world = World::new(MemDisk::new(12));
+        world.settings.extent_bytes_first = 64 << 10;
+        let (log, stamper, all) = filled(&mut world, 3, 100);
+        let mut other = World::new(world.disk.clone());
+        other.disk.crash();
+        let (mut twin, _) = other.open(1).unwrap().unwrap();
+        let lost = stamper.clone().batch(&[(None, vec![1; 100], false)]);
+        other.flush(&mut twin, &[lost]).unwrap();
+        let open = log.meta().open.unwrap();
+        let path = world.disk.paths().into_iter().find(|path| path.0.ends_with(".seg")).unwrap();
+        let content = other.disk.content(&path).unwrap();
+        let at = open.used_bytes as usize;
+        world.disk.overwrite(&path, at as u64, &content[at..at + 4_096]);
+        world.disk.crash();
+        let (mut log, _) = world.open(2).unwrap().unwrap();
+        let mut stamper = stamper.clone();
+        for number in 0..=more {
+            if number == 0 {
+                world.disk.plan_fault(OpKind::Write, 0, Fault::Lost);
+            }
+            let batch = stamper.batch(&[(None, vec![2; 100], false)]);
+            assert_eq!(world.flush(&mut log, &[batch]).unwrap().ended, Ended::Done);
+        }
+        let (read, _, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
+        assert!(matches!(error, Some(ref it) if matches!(it.fault, ReadFault::Broken { .. })), "{more}: {error:?}");
+        assert!(read.len() <= all.len() + usize::from(more > 0) && read[..all.len()] == all);
+    }
+}

@@ -13,7 +13,7 @@ use felix_wal::mem_disk::{Chance, EIO, Fault, MemDisk, MemDiskOptions, OpKind};
 use felix_wal::quarantine::QuarantineSweep;
 use felix_wal::read::ReadFrom;
 use felix_wal::retain::{RetainPolicy, RetainScan};
-use felix_wal::truncate::{CutPoint, FindCut};
+use felix_wal::truncate::{CutError, CutPoint, FindCut};
 use kit::twin::{BUGS, Twin};
 use kit::*;
 use std::collections::BTreeMap;
@@ -276,7 +276,7 @@ impl Sim {
         if let Some(base) = plan.unknown_age {
             return self.rebuild(base);
         }
-        self.to_start(plan.log_start.0)
+        self.start_at(plan.log_start.0)
     }
 
     fn rebuild(&mut self, base: Offset) -> Step {
@@ -299,10 +299,10 @@ impl Sim {
     fn move_start(&mut self) -> Step {
         let span = self.model.flushed_to - self.model.log_start;
         let to = self.model.log_start + self.chance.below(span / 4 + 1);
-        self.to_start(to)
+        self.start_at(to)
     }
 
-    fn to_start(&mut self, to: u64) -> Step {
+    fn start_at(&mut self, to: u64) -> Step {
         let now = self.tick();
         match self.log.set_log_start(Offset(to), now, &mut self.world.queue) {
             Ok(false) => Ok(()),
@@ -352,8 +352,17 @@ impl Sim {
                 Err(Crashed) => return self.after_crash(self.unchanged()),
             }
         }
+        if let Err(CutError::Compacted(_)) = found {
+            ensure!(to <= self.model.compacted_to, "refused to cut at {to}, what was compacted ends before");
+            return Ok(());
+        }
         let point = found.map_err(|error| format!("cut at {to}: {error}"))?;
         ensure!(point.to.0 == to, "another cut");
+        let chain = self.model.batches.iter().find(|batch| batch.to == to).map(|batch| {
+            let bytes = batch.bytes[72..80].try_into().expect("eight bytes");
+            u64::from_le_bytes(bytes)
+        });
+        ensure!(chain == Some(point.chain), "the cut at {to} has another chain");
         let now = self.tick();
         self.log.cut(point, &MetaChange::default(), now, &mut self.world.queue).map_err(|error| error.to_string())?;
         match self.world.finish(&mut self.log) {
@@ -419,6 +428,10 @@ impl Sim {
         result
     }
 
+    fn segment_files(&self) -> Vec<String> {
+        self.world.disk.paths().into_iter().map(|path| path.0).filter(|path| path.ends_with(".seg")).collect()
+    }
+
     /// No room: the flush is refused whole, reads go on, and with room it goes on as if nothing had been.
     fn full_disk(&mut self) -> Step {
         self.append(3);
@@ -427,6 +440,7 @@ impl Sim {
         let crash_in = self.world.crash_in.take();
         let batches = self.unflushed();
         let before = self.log.meta().clone();
+        let segments = self.segment_files();
         let target = self.model.batches.last().map_or(0, |batch| batch.to);
         match self.world.flush_stored(&mut self.log, &batches, false) {
             Err(Crashed) => return Err("no crash is planned".into()),
@@ -436,6 +450,7 @@ impl Sim {
                 Ended::Full(error) => {
                     ensure!(error.error == DiskError::Full, "{error}");
                     ensure!(*self.log.meta() == before, "a refused flush changed the meta");
+                    ensure!(self.segment_files() == segments, "a refused flush left a file");
                     ensure!(*self.log.health() == Health::Well, "{:?}", self.log.health());
                     self.world.removed.clear();
                 }
