@@ -17,6 +17,9 @@ use crate::{Common, Error, Wait};
 use serde_json::json;
 use std::path::Path;
 
+/// A number of a run that a comparison is about.
+type Number = fn(&crate::cell::Row) -> f64;
+
 /// Fewest rounds that an interval can be made of.
 const ROUNDS_MIN: usize = 4;
 
@@ -63,7 +66,7 @@ pub fn run(common: &Common, base: &Path) -> Result<(), Error> {
                 rounds.push((new, base));
             }
         }
-        let judged: &[(&str, fn(&crate::cell::Row) -> f64)] = match load {
+        let judged: &[(&str, Number)] = match load {
             crate::load::Load::Rate(_) => &[("p50", |row| row.p50_us), ("p99", |row| row.p99_us)],
             crate::load::Load::InFlight(_) => &[("cost", crate::cell::Row::cost_ns)],
         };
