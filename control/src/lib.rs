@@ -24,6 +24,7 @@ pub mod limits;
 pub mod member;
 pub mod placement;
 pub mod query;
+pub mod replica;
 pub mod snapshot;
 pub mod state;
 pub mod watch;
