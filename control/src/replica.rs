@@ -69,6 +69,11 @@ impl Replica {
         &self.state
     }
 
+    /// How many changes are kept for watchers.
+    pub fn kept_changes_max(&self) -> usize {
+        self.kept_changes_max
+    }
+
     /// Applies the next entry of the log, from its bytes.
     pub fn apply(&mut self, frame: &[u8]) -> Result<Applied, FrameError> {
         let entry = Entry::decode(frame)?;
