@@ -264,3 +264,6 @@ impl RaftLogStorage<RaftTypes> for RaftLog {
         result.map_err(|error| write_error(&error))
     }
 }
+
+#[cfg(test)]
+mod tests;
