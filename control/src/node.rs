@@ -19,22 +19,22 @@
 //! **See**: `raft_log.rs`, `raft_state.rs`, `raft_folder.rs`; `member.rs` for the one in memory.
 
 use crate::authorise::Principal;
-use crate::command::{Entry, Internal};
+use crate::command::Internal;
 use crate::limits::PROPOSALS_MAX;
 use crate::member::Committed;
 use crate::query::ShardReports;
-use crate::raft_folder::{Folder, OpenError, damaged};
+use crate::raft_folder::{Folder, OpenError};
 pub use crate::raft_frames::Identity;
 use crate::raft_log::{LogMirror, RaftLog, recover};
 use crate::raft_network::EmbeddedNetwork;
 use crate::raft_state::{RaftState, SharedState};
-use crate::raft_types::{EntryBytes, LogId, Peer, RaftTypes};
+use crate::raft_types::{EntryBytes, Peer, RaftTypes};
 use crate::replica::{Watch, client_entry, internal_entry};
 use crate::state::{Refused, State};
 use felix_protocol::metadata::{Command, Reply};
 use felix_protocol::time::Timestamp;
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::{EntryPayload, Raft, ServerState, SnapshotPolicy};
+use openraft::{Raft, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
@@ -53,7 +53,7 @@ const HEARTBEAT_MS: u64 = 1_000;
 pub struct NodeSettings {
     /// Changes kept for watchers; who is further behind gets a snapshot.
     pub watch_changes_max: usize,
-    /// Bytes of entries after which a snapshot is made; more if the last one is large. None: the default.
+    /// Bytes of entries after which a snapshot is made. None: by the size of the last one.
     pub snapshot_after_bytes: Option<u64>,
 }
 
@@ -235,6 +235,11 @@ impl ControlNode {
         self.log.head().first_index()
     }
 
+    /// Index of the next entry.
+    pub fn log_next_index(&self) -> u64 {
+        self.log.head().next_index()
+    }
+
     /// Why this member stopped; None: it runs. It stops for good when its disk fails: reads go on, proposals do not.
     pub fn failure(&self) -> Option<String> {
         self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
@@ -285,35 +290,16 @@ fn open_files(
 ) -> Result<(RaftLog, JoinHandle<()>, RaftState), OpenError> {
     let folder = Folder::open(path, identity)?;
     let state = RaftState::open(&folder, settings.watch_changes_max, settings.snapshot_after_bytes)?;
-    let (log, thread) = recover::open(&folder, identity.node)?;
     let snapshot = state.shared().lock().snapshot_last();
-    log.mirror().check(&folder, snapshot)?;
+    let (log, thread) = recover::open(&folder, identity.node, snapshot)?;
     Ok((log, thread, state))
 }
 
-impl LogMirror {
-    /// Whether snapshot and log together are everything, and every command in the log is one that this build reads.
-    fn check(&self, folder: &Folder, snapshot: Option<LogId>) -> Result<(), OpenError> {
-        let purged = self.head().purged;
-        if purged > snapshot {
-            let covered = snapshot.map_or_else(|| "there is none".to_string(), |it| format!("ends at {}", it.index));
-            let begins = self.head().first_index();
-            let detail = format!("the log begins at entry {begins}, but the newest snapshot {covered}");
-            return Err(damaged(folder.path(), detail));
-        }
-        self.each(|entry| match &entry.payload {
-            EntryPayload::Normal(EntryBytes(frame)) => Entry::decode(frame)
-                .map(drop)
-                .map_err(|error| damaged(&folder.log(), format!("command of entry {}: {error}", entry.log_id.index))),
-            EntryPayload::Blank | EntryPayload::Membership(_) => Ok(()),
-        })
-    }
-}
-
-/// Makes a snapshot whenever the log has outgrown the last one; openraft then purges the log.
+/// Makes a snapshot whenever the log has outgrown the last one; openraft then purges the log. Looks again after each
+/// entry and each snapshot, because a trigger is ignored while a snapshot is being made.
 async fn make_snapshots(raft: Raft<RaftTypes>, shared: Arc<SharedState>) {
-    let mut version = shared.version();
-    while version.changed().await.is_ok() {
+    let mut progress = raft.data_metrics();
+    while progress.changed().await.is_ok() {
         if shared.wants_snapshot() && raft.trigger().snapshot().await.is_err() {
             return;
         }

@@ -274,3 +274,6 @@ impl SyncedFile {
         &self.path
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,11 +149,6 @@ impl LogMirror {
     pub fn head(&self) -> LogHead {
         self.lock().head
     }
-
-    /// Calls `look` with each entry, until it fails.
-    pub(crate) fn each<E>(&self, look: impl FnMut(&RaftEntry) -> Result<(), E>) -> Result<(), E> {
-        self.lock().entries.iter().try_for_each(look)
-    }
 }
 
 impl RaftLogReader<RaftTypes> for LogMirror {

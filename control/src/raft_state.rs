@@ -46,7 +46,7 @@ pub(crate) struct Applied {
 pub struct SharedState {
     applied: Mutex<Applied>,
     version: watch::Sender<u64>,
-    snapshot_after_bytes: u64,
+    snapshot_after_bytes: Option<u64>,
 }
 
 impl SharedState {
@@ -63,7 +63,8 @@ impl SharedState {
     /// Whether the log outgrew the snapshot.
     pub(crate) fn wants_snapshot(&self) -> bool {
         let applied = self.lock();
-        applied.bytes_since >= self.snapshot_after_bytes.max(applied.snapshot_bytes / SNAPSHOT_AFTER_PART)
+        let after = SNAPSHOT_AFTER_BYTES.max(applied.snapshot_bytes / SNAPSHOT_AFTER_PART);
+        applied.bytes_since >= self.snapshot_after_bytes.unwrap_or(after)
     }
 
     fn tell(&self) {
@@ -129,7 +130,11 @@ pub struct RaftState {
 
 impl RaftState {
     /// The metadata of the newest snapshot, or none yet. Blocks on the disk.
-    pub fn open(folder: &Folder, kept_changes_max: usize, after_bytes: Option<u64>) -> Result<RaftState, OpenError> {
+    pub fn open(
+        folder: &Folder,
+        kept_changes_max: usize,
+        snapshot_after_bytes: Option<u64>,
+    ) -> Result<RaftState, OpenError> {
         let mut applied = Applied {
             replica: Replica::new(kept_changes_max),
             last: None,
@@ -148,7 +153,6 @@ impl RaftState {
             applied.membership = head.membership;
         }
         let version = watch::Sender::new(applied.replica.state().version());
-        let snapshot_after_bytes = after_bytes.unwrap_or(SNAPSHOT_AFTER_BYTES);
         let shared = Arc::new(SharedState { applied: Mutex::new(applied), version, snapshot_after_bytes });
         Ok(RaftState { shared, folder: folder.clone() })
     }

@@ -14,10 +14,12 @@
 use super::probe::ReadOnly;
 use super::writer::Writer;
 use super::{LogMirror, Mirror, RaftLog};
+use crate::command::Entry;
 use crate::raft_folder::{Folder, OpenError, damaged, io_error, sync_folder};
 use crate::raft_frames::{LogHead, decode_entry};
-use crate::raft_types::RaftEntry;
+use crate::raft_types::{EntryBytes, LogId, RaftEntry};
 use felix_protocol::ids::NodeId;
+use openraft::EntryPayload;
 use protobuf::well_known_types::BytesValue;
 use raft_engine::env::FileSystem;
 use raft_engine::internals::FilePipeLog;
@@ -129,13 +131,32 @@ fn load_entry<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, index: u64) -> 
     if entry.log_id.index == index { Ok(entry) } else { Err(format!("it says it is entry {}", entry.log_id.index)) }
 }
 
-/// Opens the log of a folder, or makes it, for this node. Blocks on the disk. The thread ends after the log was dropped.
-pub fn open(folder: &Folder, node: NodeId) -> Result<(RaftLog, JoinHandle<()>), OpenError> {
+/// Whether snapshot and log together are everything, and every command in the log is one that this build reads.
+fn check(mirror: &Mirror, folder: &Folder, snapshot: Option<LogId>) -> Result<(), OpenError> {
+    if mirror.head.purged > snapshot {
+        let ends = |last: LogId| format!("the newest snapshot ends at entry {}", last.index);
+        let found = snapshot.map_or_else(|| "there is no snapshot".to_string(), ends);
+        let detail = format!("the log begins at entry {}, but {found}", mirror.head.first_index());
+        return Err(damaged(folder.path(), detail));
+    }
+    for entry in &mirror.entries {
+        if let EntryPayload::Normal(EntryBytes(frame)) = &entry.payload
+            && let Err(error) = Entry::decode(frame)
+        {
+            return Err(damaged(&folder.log(), format!("command of entry {}: {error}", entry.log_id.index)));
+        }
+    }
+    Ok(())
+}
+
+/// Opens the log of a folder, or makes it, for this node. `snapshot`: last entry that the newest snapshot covers.
+/// Blocks on the disk. The thread ends after the log was dropped.
+pub fn open(folder: &Folder, node: NodeId, snapshot: Option<LogId>) -> Result<(RaftLog, JoinHandle<()>), OpenError> {
     let path = folder.log();
     let synced = folder.synced()?;
     if path.exists() {
         let engine = open_engine(&path, ReadOnly)?;
-        load(&engine, &path, synced.writes())?;
+        check(&load(&engine, &path, synced.writes())?, folder, snapshot)?;
     } else if synced.writes() > 0 {
         return Err(damaged(&path, "it is missing"));
     }

@@ -1,9 +1,14 @@
 use super::recover;
 use super::*;
+use crate::authorise::Principal;
+use crate::command::{Action, Entry};
 use crate::raft_folder::{Folder, OpenError};
 use crate::raft_frames::Identity;
 use crate::raft_types::EntryBytes;
 use felix_protocol::ids::ClusterId;
+use felix_protocol::metadata::Command;
+use felix_protocol::names::StreamName;
+use felix_protocol::time::Timestamp;
 use openraft::storage::RaftLogStorageExt;
 use openraft::{EntryPayload, LeaderId};
 use std::path::PathBuf;
@@ -23,7 +28,7 @@ impl Place {
 
     fn open(&self) -> Result<Opened, OpenError> {
         let folder = Folder::open(&self.0, Identity { cluster: ClusterId(1), node: NODE })?;
-        let (log, thread) = recover::open(&folder, NODE)?;
+        let (log, thread) = recover::open(&folder, NODE, Some(id(9, 1_000_000)))?;
         Ok(Opened { log, thread })
     }
 
@@ -74,7 +79,10 @@ impl Opened {
 
     fn texts(&self) -> Vec<(u64, u64, String)> {
         let text = |payload: &EntryPayload<RaftTypes>| match payload {
-            EntryPayload::Normal(EntryBytes(bytes)) => String::from_utf8(bytes.clone()).unwrap(),
+            EntryPayload::Normal(EntryBytes(bytes)) => match Entry::decode(bytes).unwrap().action {
+                Action::Client(Command::DeleteStream { name }) => name.stream().to_string(),
+                _ => panic!("not what was written"),
+            },
             _ => String::new(),
         };
         let entries = self.log.mirror.lock().read(..);
@@ -92,7 +100,10 @@ fn id(term: u64, index: u64) -> LogId {
 }
 
 fn entry(term: u64, index: u64) -> RaftEntry {
-    let payload = EntryPayload::Normal(EntryBytes(format!("entry {index} of term {term}").into_bytes()));
+    let name = format!("s{index}-of-{term}");
+    let command = Command::DeleteStream { name: StreamName::new("t", "n", &name).unwrap() };
+    let command = Entry::new(0, Timestamp(1), Principal::admin(), Action::Client(command));
+    let payload = EntryPayload::Normal(EntryBytes(command.encode().unwrap()));
     RaftEntry { log_id: id(term, index), payload }
 }
 
@@ -152,20 +163,17 @@ fn what_was_cut_off_does_not_come_back() {
     assert_eq!(opened.log.mirror.head().last, Some(id(1, 3)));
     opened.close();
     let mut opened = place.open().unwrap();
-    assert_eq!(opened.texts().last(), Some(&(3, 1, "entry 3 of term 1".into())));
+    assert_eq!(opened.texts().last(), Some(&(3, 1, "s3-of-1".into())));
     opened.append(entries(2, 4..6)).unwrap();
     opened.close();
     let mut opened = place.open().unwrap();
-    assert_eq!(
-        opened.texts()[3..],
-        [(3, 1, "entry 3 of term 1".into()), (4, 2, "entry 4 of term 2".into()), (5, 2, "entry 5 of term 2".into())]
-    );
+    assert_eq!(opened.texts()[3..], [(3, 1, "s3-of-1".into()), (4, 2, "s4-of-2".into()), (5, 2, "s5-of-2".into())]);
     // All of it.
     opened.run(async |log| log.truncate(id(1, 0)).await).unwrap();
     opened.append(entries(3, 0..1)).unwrap();
     opened.close();
     let opened = place.open().unwrap();
-    assert_eq!(opened.texts(), [(0, 3, "entry 0 of term 3".into())]);
+    assert_eq!(opened.texts(), [(0, 3, "s0-of-3".into())]);
     opened.close();
 }
 
@@ -175,7 +183,7 @@ fn a_purge_may_reach_beyond_the_last_entry() {
     let mut opened = place.open().unwrap();
     opened.append(entries(1, 0..8)).unwrap();
     opened.run(async |log| log.purge(id(1, 4)).await).unwrap();
-    assert_eq!(opened.texts().first(), Some(&(5, 1, "entry 5 of term 1".into())));
+    assert_eq!(opened.texts().first(), Some(&(5, 1, "s5-of-1".into())));
     opened.close();
     let mut opened = place.open().unwrap();
     assert_eq!(opened.texts().len(), 3);
@@ -196,18 +204,20 @@ fn a_purge_may_reach_beyond_the_last_entry() {
 fn old_files_go_after_a_purge() {
     let place = Place::new();
     let mut opened = place.open().unwrap();
-    let big =
-        |index| RaftEntry { log_id: id(1, index), payload: EntryPayload::Normal(EntryBytes(vec![b'x'; 16 << 10])) };
-    for batch in 0..40 {
-        opened.append((batch * 32..batch * 32 + 32).map(big).collect()).unwrap();
+    let long = StreamName::new("t", "n", &"x".repeat(120)).unwrap();
+    let command = Action::Client(Command::DeleteStream { name: long });
+    let command = Entry::new(0, Timestamp(1), Principal::admin(), command).encode().unwrap();
+    let big = |index| RaftEntry { log_id: id(1, index), payload: EntryPayload::Normal(EntryBytes(command.clone())) };
+    for batch in 0..32 {
+        opened.append((batch * 2_048..batch * 2_048 + 2_048).map(big).collect()).unwrap();
         if batch % 8 == 7 {
-            opened.run(async |log| log.purge(id(1, batch * 32 + 20)).await).unwrap();
+            opened.run(async |log| log.purge(id(1, batch * 2_048 + 2_030)).await).unwrap();
         }
     }
     let (head, count) = (opened.log.mirror.head(), opened.texts().len());
     opened.close();
     let bytes: usize = place.files().iter().map(|(_, bytes)| bytes.len()).sum();
-    assert!(bytes < 16 << 20, "{bytes} bytes on disk, 20 MiB were written");
+    assert!(bytes < 13 << 20, "{bytes} bytes on disk, 15 MiB were written");
     let opened = place.open().unwrap();
     assert_eq!((opened.log.mirror.head(), opened.texts().len()), (head, count));
     opened.close();
@@ -342,6 +352,21 @@ fn a_log_that_is_gone_is_not_a_new_one() {
         files[synced].1[slot] ^= 1;
         assert_eq!(it.reopen(&files).unwrap(), 5);
     }
+}
+
+#[test]
+fn a_log_that_does_not_begin_where_the_snapshot_ends_is_refused() {
+    let place = Place::new();
+    let mut opened = place.open().unwrap();
+    opened.append(entries(1, 0..8)).unwrap();
+    opened.run(async |log| log.purge(id(1, 4)).await).unwrap();
+    opened.close();
+    let folder = Folder::open(&place.0, Identity { cluster: ClusterId(1), node: NODE }).unwrap();
+    let error = |snapshot| recover::open(&folder, NODE, snapshot).err().map(|error| error.to_string());
+    assert!(error(None).unwrap().contains("the log begins at entry 5, but there is no snapshot"));
+    assert!(error(Some(id(1, 3))).unwrap().contains("but the newest snapshot ends at entry 3"));
+    let (log, thread) = recover::open(&folder, NODE, Some(id(1, 4))).unwrap();
+    Opened { log, thread }.close();
 }
 
 #[test]
