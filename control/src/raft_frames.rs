@@ -310,3 +310,6 @@ fn read_membership(reader: &mut Reader<'_>) -> Result<Membership, DecodeError> {
     check_membership(&membership)?;
     Ok(membership)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@
 //! write after a failed one; a call that blocks on the disk from the control thread.
 //!
 //! **See**: `raft_log/writer.rs` (the thread), `raft_log/recover.rs` (opening), `raft_frames.rs` (bytes).
+#![allow(clippy::result_large_err, reason = "the error type is openraft's")]
 
 mod probe;
 pub mod recover;

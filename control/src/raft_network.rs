@@ -6,6 +6,7 @@
 //! **Never**: an answer that was not given by a member: a made-up one could count as a vote.
 //!
 //! **See**: `node.rs`; a network of more members takes this one's place behind the same traits.
+#![allow(clippy::result_large_err, reason = "the error type is openraft's")]
 
 use crate::raft_types::{Peer, RaftTypes};
 use openraft::error::{InstallSnapshotError, RPCError, RaftError, Unreachable};

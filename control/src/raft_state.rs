@@ -7,6 +7,7 @@
 //! **Never**: the disk or an encoding on the control thread; a snapshot that does not decode taken for no snapshot.
 //!
 //! **See**: `replica.rs`, `raft_folder.rs` (files), `raft_frames.rs` (bytes).
+#![allow(clippy::result_large_err, reason = "the error type is openraft's")]
 
 use crate::raft_folder::{Folder, OpenError, damaged};
 use crate::raft_frames::{SnapshotHead, decode_snapshot, encode_snapshot};

@@ -137,7 +137,7 @@ fn write(
     batch.put(GROUP, HEAD_KEY.to_vec(), head.encode()).map_err(|error| error.to_string())?;
     engine.write(&mut batch, true).map_err(|error| error.to_string())?;
     synced.advance(head.writes).map_err(|error| format!("{}: {error}", synced.path().display()))?;
-    if head.writes % WRITES_MAX == 0 {
+    if head.writes.is_multiple_of(WRITES_MAX) {
         synced.sync().map_err(|error| format!("{}: {error}", synced.path().display()))?;
     }
     Ok(())
