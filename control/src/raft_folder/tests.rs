@@ -108,6 +108,28 @@ fn the_newer_slot_counts_and_the_other_one_is_written_next() {
     assert!(error.contains("synced: it is missing"), "{error}");
 }
 
+/// A power cut tears the slot that is being written; the other one must be the newest that is whole.
+#[test]
+fn a_write_never_touches_the_newest_slot_not_even_after_an_open() {
+    let place = Place::new();
+    let folder = Folder::open(&place.0, ME).unwrap();
+    let file = place.0.join(SYNCED);
+    for writes in 1..=6 {
+        let mut synced = folder.synced().unwrap();
+        for writes in [2 * writes - 1, 2 * writes] {
+            let before = std::fs::read(&file).unwrap();
+            synced.advance(writes).unwrap();
+            let mut torn = std::fs::read(&file).unwrap();
+            let slot = (0..2).find(|slot| torn[slot * 4_096..][..64] != before[slot * 4_096..][..64]).unwrap();
+            let whole = std::mem::replace(&mut torn[slot * 4_096], 0);
+            std::fs::write(&file, &torn).unwrap();
+            assert_eq!(folder.synced().unwrap().writes(), writes - 1);
+            torn[slot * 4_096] = whole;
+            std::fs::write(&file, &torn).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_last_two_snapshots_stay() {
     let place = Place::new();
