@@ -7,7 +7,9 @@
 //!
 //! **See**: `series.rs`.
 
+use crate::cell::Row;
 use crate::grid::LoadName;
+use crate::load::Load;
 use crate::machine::{median, pin};
 use crate::party::System;
 use crate::report::Report;
@@ -16,6 +18,9 @@ use crate::servers::{CLIENT_CPU, certificates};
 use crate::{Common, Error, Wait};
 use serde_json::json;
 use std::path::Path;
+
+/// A number of a row, and its name.
+type Judged = (&'static str, fn(&Row) -> f64);
 
 /// Fewest rounds that an interval can be made of.
 const ROUNDS_MIN: usize = 4;
@@ -63,9 +68,9 @@ pub fn run(common: &Common, base: &Path) -> Result<(), Error> {
                 rounds.push((new, base));
             }
         }
-        let judged: &[(&str, fn(&crate::cell::Row) -> f64)] = match load {
-            crate::load::Load::Rate(_) => &[("p50", |row| row.p50_us), ("p99", |row| row.p99_us)],
-            crate::load::Load::InFlight(_) => &[("cost", crate::cell::Row::cost_ns)],
+        let judged: &[Judged] = match load {
+            Load::Rate(_) => &[("p50", |row| row.p50_us), ("p99", |row| row.p99_us)],
+            Load::InFlight(_) => &[("cost", Row::cost_ns)],
         };
         for (what, number) in judged {
             let ratios: Vec<f64> = rounds.iter().map(|(new, base)| number(new) / number(base)).collect();

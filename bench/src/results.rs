@@ -231,6 +231,9 @@ fn settings(out: &mut String, rows: &[Row]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Points by the name of their line.
+type Curves = BTreeMap<String, Vec<(f64, f64)>>;
+
 /// Draws what the rows give; returns file names and titles.
 fn draw(rows: &[Row], plots: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut drawn = Vec::new();
@@ -273,7 +276,7 @@ fn draw(rows: &[Row], plots: &Path) -> Result<Vec<(String, String)>, Error> {
         let lines_of = lines(|row| row.timeline.iter().map(|slice| (slice.0, slice.2)).collect());
         save(format!("time-{name}"), Plot { title: title_of("p99 over time"), x: Axis::Seconds, lines: lines_of })?;
     }
-    let mut sweeps: BTreeMap<(usize, usize, String), BTreeMap<String, Vec<(f64, f64)>>> = BTreeMap::new();
+    let mut sweeps: BTreeMap<(usize, usize, String), Curves> = BTreeMap::new();
     for row in open {
         let group = sweeps.entry((row.subscribers, row.value_bytes, row.wait.clone())).or_default();
         group.entry(row.system.name().to_string()).or_default().push((row.deliveries_per_s, row.p99_us));

@@ -73,7 +73,7 @@ pub fn run(server: &Server, connector: &mut Connector, count: usize, report: &mu
             match advance(client, &mut buffer) {
                 Ok(true) => {
                     times.push(now_ns() - client.since_ns);
-                    if times.len() % 256 == 0 {
+                    if times.len().is_multiple_of(256) {
                         bar.set_position(times.len() as u64);
                     }
                 }
