@@ -64,7 +64,10 @@ pub fn run(common: &Common, base: &Path) -> Result<(), Error> {
             for which in order {
                 rows[which] = series::one(&common, &task, &contenders[which], &keeper.target.pki, &mut report)?;
             }
-            if let [Some(new), Some(base)] = rows {
+            if let [Some(new), Some(base)] = rows
+                && !new.is_crowded()
+                && !base.is_crowded()
+            {
                 rounds.push((new, base));
             }
         }
