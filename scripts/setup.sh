@@ -41,23 +41,26 @@ python() {
 }
 
 # Debian starts a service when its package is installed, unless this file forbids it. One that was there comes back.
+# Both names are global: the trap runs when the function is over.
+policy=/usr/sbin/policy-rc.d
+as_root=""
+[ "$(id -u)" = 0 ] || as_root="sudo"
+restore_policy() {
+    $as_root rm -f "$policy"
+    [ ! -e "$policy.before-felix" ] || $as_root mv "$policy.before-felix" "$policy"
+}
 install_without_starting() {
-    local sudo="" policy=/usr/sbin/policy-rc.d
-    [ "$(id -u)" = 0 ] || sudo="sudo"
-    [ ! -e "$policy" ] || $sudo mv "$policy" "$policy.before-felix"
-    restore_policy() {
-        $sudo rm -f "$policy"
-        [ ! -e "$policy.before-felix" ] || $sudo mv "$policy.before-felix" "$policy"
-    }
+    # A run that was killed left the file of before; it is the one to keep.
+    [ ! -e "$policy" ] || [ -e "$policy.before-felix" ] || $as_root mv "$policy" "$policy.before-felix"
     trap restore_policy EXIT
-    printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
-    $sudo chmod 755 "$policy"
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
     install "$@"
     restore_policy
     trap - EXIT
     # Nor at the next start of the machine: the benchmark runs servers of its own.
     if command -v systemctl >/dev/null; then
-        for service in "$@"; do $sudo systemctl disable "$service" >/dev/null 2>&1 || true; done
+        for service in "$@"; do $as_root systemctl disable "$service" >/dev/null 2>&1 || true; done
     fi
 }
 

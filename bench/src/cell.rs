@@ -23,6 +23,8 @@ use std::time::Duration;
 
 /// Share of CPU time that the hypervisor may take, percent.
 pub const STEAL_MAX_PERCENT: f64 = 2.0;
+/// CPU time that others may use in a comparison, percent of all CPUs.
+pub const OTHERS_MAX_PERCENT: f64 = 10.0;
 /// Load before the measured one.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// First part of the measured load that is not in the histograms: the server was idle before.
@@ -116,6 +118,11 @@ impl Row {
         self.steal_percent > STEAL_MAX_PERCENT
     }
 
+    /// Others used so much of the machine that a comparison says nothing.
+    pub fn is_crowded(&self) -> bool {
+        self.others_percent > OTHERS_MAX_PERCENT
+    }
+
     /// CPU of the server per delivery that can be compared: a server that polls for ever tells its work.
     pub fn cost_ns(&self) -> f64 {
         match self.work_ns_per_delivery {
@@ -127,7 +134,11 @@ impl Row {
     /// One line for the terminal.
     pub fn line(&self) -> String {
         let lost = if self.lost > 0 { format!("  LOST {}", self.lost) } else { String::new() };
-        let void = if self.is_void() { "  VOID (steal)" } else { "" };
+        let void = match (self.is_void(), self.is_crowded()) {
+            (true, _) => "  VOID (steal)",
+            (_, true) => "  VOID (others)",
+            _ => "",
+        };
         format!(
             "{:<13} {:>4} subs {:>5} B {:>9} p50 {:>8.1} p99 {:>8.1} p99.9 {:>8.1} us  {:>9.0}/s  cost {:>6.0} ns  \
              clients {:>3.0} %  others {:.0} %  steal {:.1} %{lost}{void}",

@@ -52,7 +52,8 @@ pub fn run(common: &Common, file: &Path, write: bool) -> Result<(), Error> {
             let pki = &keeper.target.pki;
             let felix = series::one(&common, &task, &contenders[0], pki, &mut report)?;
             let floor = series::one(&common, &task, &contenders[1], pki, &mut report)?;
-            found.extend(felix.zip(floor).map(|(felix, floor)| felix.cost_ns() / floor.cost_ns()));
+            let both = felix.zip(floor).filter(|(felix, floor)| !felix.is_crowded() && !floor.is_crowded());
+            found.extend(both.map(|(felix, floor)| felix.cost_ns() / floor.cost_ns()));
         }
         if found.len() * 2 <= common.runs {
             report.say("too many rounds were void: nothing is judged");

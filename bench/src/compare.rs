@@ -7,7 +7,9 @@
 //!
 //! **See**: `series.rs`.
 
+use crate::cell::Row;
 use crate::grid::LoadName;
+use crate::load::Load;
 use crate::machine::{median, pin};
 use crate::party::System;
 use crate::report::Report;
@@ -17,8 +19,8 @@ use crate::{Common, Error, Wait};
 use serde_json::json;
 use std::path::Path;
 
-/// A number of a run that a comparison is about.
-type Number = fn(&crate::cell::Row) -> f64;
+/// A number of a row, and its name.
+type Judged = (&'static str, fn(&Row) -> f64);
 
 /// Fewest rounds that an interval can be made of.
 const ROUNDS_MIN: usize = 4;
@@ -62,13 +64,16 @@ pub fn run(common: &Common, base: &Path) -> Result<(), Error> {
             for which in order {
                 rows[which] = series::one(&common, &task, &contenders[which], &keeper.target.pki, &mut report)?;
             }
-            if let [Some(new), Some(base)] = rows {
+            if let [Some(new), Some(base)] = rows
+                && !new.is_crowded()
+                && !base.is_crowded()
+            {
                 rounds.push((new, base));
             }
         }
-        let judged: &[(&str, Number)] = match load {
-            crate::load::Load::Rate(_) => &[("p50", |row| row.p50_us), ("p99", |row| row.p99_us)],
-            crate::load::Load::InFlight(_) => &[("cost", crate::cell::Row::cost_ns)],
+        let judged: &[Judged] = match load {
+            Load::Rate(_) => &[("p50", |row| row.p50_us), ("p99", |row| row.p99_us)],
+            Load::InFlight(_) => &[("cost", Row::cost_ns)],
         };
         for (what, number) in judged {
             let ratios: Vec<f64> = rounds.iter().map(|(new, base)| number(new) / number(base)).collect();

@@ -234,6 +234,9 @@ fn settings(out: &mut String, rows: &[Row]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Points by the name of their line.
+type Curves = BTreeMap<String, Vec<(f64, f64)>>;
+
 /// Draws what the rows give; returns file names and titles.
 fn draw(rows: &[Row], plots: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut drawn = Vec::new();

@@ -7,7 +7,7 @@
 //!
 //! **See**: `cell.rs`, `report.rs`.
 
-use crate::cell::{self, Cell, Row};
+use crate::cell::{self, Cell, OTHERS_MAX_PERCENT, Row};
 use crate::load::Load;
 use crate::machine::median;
 use crate::party::System;
@@ -18,8 +18,6 @@ use std::path::{Path, PathBuf};
 
 /// Spread of one and the same above which a comparison is void, percent.
 pub const SPREAD_MAX_PERCENT: f64 = 10.0;
-/// CPU time that others used above which a comparison is void, percent of all CPUs.
-pub const OTHERS_MAX_PERCENT: f64 = 10.0;
 /// Further runs in place of one that was void.
 const RETRIES: usize = 2;
 

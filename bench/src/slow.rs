@@ -33,11 +33,18 @@ pub fn run(common: &Common, systems: &[System], subscribers: usize, rate: u64, s
             let pki = &keeper.target.pki;
             let alone = series::one(common, &without, &contender, pki, &mut report)?;
             let beside = series::one(common, &with, &contender, pki, &mut report)?;
-            if let (Some(alone), Some(beside)) = (alone, beside) {
+            if let (Some(alone), Some(beside)) = (alone, beside)
+                && !alone.is_crowded()
+                && !beside.is_crowded()
+            {
                 ratios.push(beside.p99_us / alone.p99_us);
                 slow_got += beside.throttled_deliveries;
                 lost += beside.lost;
             }
+        }
+        if ratios.is_empty() {
+            report.say(&format!("{}: every round was void", system.name()));
+            continue;
         }
         let ratio = Spread::of(&ratios);
         report.say(&format!(
