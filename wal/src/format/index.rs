@@ -16,7 +16,7 @@ use felix_protocol::time::Timestamp;
 
 const INDEX_VERSION: u16 = 1;
 /// Entries of an index: 24 bytes each in memory while a segment is open, within the 2 KiB of an idle shard.
-pub const INDEX_ENTRIES_MAX: usize = 64;
+pub const INDEX_ENTRIES_MAX: usize = 48;
 /// Largest index file.
 pub const INDEX_BYTES_MAX: usize = 8 << 10;
 
@@ -230,7 +230,7 @@ mod tests {
         assert!(sparse.entries().len() <= INDEX_ENTRIES_MAX);
         assert!(sparse.entries().len() >= INDEX_ENTRIES_MAX / 2, "{}", sparse.entries().len());
         assert_eq!(sparse.entries()[0], entry(0));
-        // A seek reads at most this much before it is where it wants to be (64 MiB / 32 entries).
+        // A seek reads at most this much before it is where it wants to be (64 MiB / 24 entries).
         let widest = sparse.entries().windows(2).map(|pair| pair[1].place - pair[0].place).max().unwrap();
         assert!(widest <= 4 << 20, "{widest}");
     }
