@@ -16,9 +16,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Points (rate, p99) of each system.
-type Curves = BTreeMap<String, Vec<(f64, f64)>>;
-
 /// What a task is called in headings and file names; tasks that agree in it stand in one table.
 type Key = (usize, usize, String, u64, String, usize, usize);
 
