@@ -25,7 +25,7 @@ stop: ## stop the broker that `make run` left running
 check: setup ## formatting, lints, layering and size rules, documentation; changes nothing
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) test --locked -p felix-broker --test tidy
+	$(CARGO) test --workspace --locked --test tidy
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
 fix: setup ## format and apply what clippy can mend
