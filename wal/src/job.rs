@@ -53,9 +53,9 @@ impl MetaChange {
 pub enum JobError {
     /// Another job runs.
     Busy,
-    /// See [`Health`].
+    /// See [`crate::log::Health`].
     Damaged(OffsetRange),
-    /// See [`Health`].
+    /// See [`crate::log::Health`].
     Poisoned(StepError),
     /// The builder holds nothing.
     NothingToFlush,
