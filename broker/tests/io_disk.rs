@@ -15,8 +15,9 @@ use felix_wal::disk::{
 };
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -274,13 +275,41 @@ fn a_core_that_spins_and_then_parks_misses_nothing() {
     on_a_core("hybrid", WaitMode::Hybrid, false, play);
 }
 
+/// The stall of `io_wait.rs` (an executor that sleeps with a runnable loop), looked for with completions as the only events.
+#[test]
+fn a_core_on_a_crowded_cpu_misses_no_completion() {
+    let over = Arc::new(AtomicBool::new(false));
+    let hogs: Vec<_> = (0..2 * allowed_cpus().unwrap().len())
+        .map(|_| {
+            let over = over.clone();
+            std::thread::spawn(move || while !over.load(SeqCst) {})
+        })
+        .collect();
+    for (name, mode) in
+        [("crowded_park", WaitMode::Park), ("crowded_hybrid", WaitMode::Hybrid), ("crowded_busy", WaitMode::Busy)]
+    {
+        on_a_core(name, mode, true, |mut it| async move {
+            let file = FileKey(1);
+            it.call(DiskOp::Create { path: path("f"), file, bytes: BLOCK, zeroed: true }).await.unwrap();
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_secs(1) {
+                it.call(DiskOp::Write { file, at: 0, bytes: vec![1; BLOCK_BYTES] }).await.unwrap();
+                it.call(DiskOp::Sync { file }).await.unwrap();
+                it.call(DiskOp::List { path: path("none") }).await.unwrap();
+            }
+        });
+    }
+    over.store(true, SeqCst);
+    hogs.into_iter().for_each(|hog| hog.join().unwrap());
+}
+
 #[test]
 fn a_core_may_end_with_its_bell_armed() {
     for mode in [WaitMode::Park, WaitMode::Hybrid] {
         on_a_core("armed", mode, false, |mut it| async move {
             it.call(DiskOp::List { path: path("none") }).await.unwrap();
             submit(&mut it.disk, 1, Priority::Commit, DiskOp::List { path: path("none") });
-            let soon = std::time::Instant::now() + Duration::from_millis(1);
+            let soon = Instant::now() + Duration::from_millis(1);
             let until = Until { deadline: Some(soon), writable: false };
             it.waiter.wait_with_disk(&mut it.mesh, &mut it.disk, until).await;
         });

@@ -291,6 +291,11 @@ impl DiskPort {
         self.in_flight
     }
 
+    /// Whether a write, read or sync that somebody waits for has not completed.
+    pub fn has_commits(&self) -> bool {
+        self.transfers_under_way[0] > 0 || !self.transfers[0].is_empty()
+    }
+
     /// Requests that `submit` still takes.
     pub fn room(&self) -> usize {
         REQUESTS_MAX - self.in_flight

@@ -57,6 +57,11 @@ use std::time::{Duration, Instant};
 const RETRY_FIRST: Duration = Duration::from_micros(100);
 const RETRY_LAST: Duration = Duration::from_millis(1);
 
+/// Hybrid, with a commit under way: how long after the last work the loop polls at least. A data sync takes 100 us on the
+/// reference disk, more than `spin`; to park and be woken costs the core more than to poll for that long (both measured,
+/// broker/DESIGN.md). Disks that take longer cost this much CPU per commit.
+const COMMIT_SPIN: Duration = Duration::from_micros(200);
+
 /// How a core's loop waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitMode {
@@ -143,7 +148,8 @@ impl Waiter {
     async fn wait_for<T: Send>(&mut self, port: &mut MeshPort<T>, disk: Option<&mut DiskPort>, until: Until) {
         // A disk that does nothing needs no bell.
         let mut disk = disk.filter(|disk| disk.in_flight() > 0);
-        if !self.must_park() {
+        let commits = disk.as_ref().is_some_and(|disk| disk.has_commits());
+        if !self.must_park(commits) {
             self.counters.spins += 1;
             if let Some(disk) = &mut disk {
                 disk.flush();
@@ -161,13 +167,14 @@ impl Waiter {
         self.park(port, disk, deadline).await;
     }
 
-    fn must_park(&mut self) -> bool {
+    fn must_park(&mut self, commits: bool) -> bool {
         match self.mode {
             WaitMode::Busy => false,
             WaitMode::Park => true,
             WaitMode::Hybrid => {
                 let now = Instant::now();
-                now.duration_since(*self.idle_since.get_or_insert(now)) >= self.spin
+                let spin = if commits { self.spin.max(COMMIT_SPIN) } else { self.spin };
+                now.duration_since(*self.idle_since.get_or_insert(now)) >= spin
             }
         }
     }

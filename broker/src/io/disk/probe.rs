@@ -97,12 +97,11 @@ pub fn try_folder(folder: &Path) -> Result<(), FolderProblem> {
 
 /// Whether what is written there is gone when the machine is switched off: tmpfs and ramfs.
 pub fn is_in_memory(folder: &Path) -> bool {
-    const RAMFS_MAGIC: i64 = 0x8584_58f6;
     let Ok(path) = CString::new(folder.as_os_str().as_bytes()) else { return false };
     // SAFETY: plain data, zero is a value.
     let mut facts: libc::statfs = unsafe { zeroed() };
     // SAFETY: the path is zero-terminated, and both live through the call.
     let result = unsafe { libc::statfs(path.as_ptr(), &mut facts) };
-    let magic = facts.f_type as i64;
-    result == 0 && (magic == libc::TMPFS_MAGIC as i64 || magic == RAMFS_MAGIC)
+    // The second is RAMFS_MAGIC of linux/magic.h.
+    result == 0 && (facts.f_type == libc::TMPFS_MAGIC || facts.f_type == 0x8584_58f6)
 }
