@@ -53,13 +53,18 @@ pub fn check_machine(cores: usize, cpus: Option<&[usize]>, buffers: &SocketBuffe
         data_files: DATA_FILES,
     };
     let (facts, findings) = self_check::run(&wanted)?;
-    for finding in &findings {
+    report(&findings)?;
+    Ok(facts.cpus)
+}
+
+fn report(findings: &[self_check::Finding]) -> Result<(), BootError> {
+    for finding in findings {
         if finding.is_fatal() {
             return Err(finding.to_string().into());
         }
         crate::log::warn("self-check", &[("finding", &finding.to_string())]);
     }
-    Ok(facts.cpus)
+    Ok(())
 }
 
 /// Cores to run if the user did not say.
@@ -114,6 +119,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     }
 
     let data = DataDir::open(&args.data)?;
+    // Behind its lock: no other broker tries the same file.
+    report(&self_check::data_folder(data.path()))?;
     let session = next_session(data.path())?;
     let pki = DevPki::ensure(data.path(), args.listen, SystemTime::now())?;
     let mut tls_files = TlsFiles::new(pki.server_cert.clone(), pki.server_key.clone(), pki.ca.clone());

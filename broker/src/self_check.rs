@@ -9,10 +9,13 @@
 //!
 //! **See**: `io/sys.rs` for the system calls, `boot.rs` for when it runs.
 
+use crate::io::disk::{FolderProblem, FolderStep, is_in_memory, try_folder};
 use crate::io::sys::{self, Limit, Resource};
+use felix_wal::disk::DiskError;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 
 /// Oldest kernel: glommio 0.9 names 5.8 as its minimum (the io_uring operations it insists on came with 5.6, polling of
 /// sockets without a helper thread with 5.7, the fixes that it relies on with 5.8). UDP GRO came with 5.0.
@@ -132,6 +135,18 @@ pub enum Finding {
         /// What is asked for.
         needed: u64,
     },
+    /// The data folder does not take what the cores do to it.
+    DataFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// What was tried and what the system said.
+        problem: FolderProblem,
+    },
+    /// The data folder is gone when the machine is switched off.
+    DataFolderInMemory {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Too few open files.
     OpenFiles {
         /// The limit.
@@ -151,8 +166,12 @@ impl Finding {
             | Finding::LockedMemory { .. }
             | Finding::TooManyCores { .. }
             | Finding::CpuNotAllowed { .. }
+            | Finding::DataFolder { .. }
             | Finding::OpenFiles { .. } => true,
-            Finding::LockedMemoryTight { .. } | Finding::CpuQuota { .. } | Finding::SocketBuffer { .. } => false,
+            Finding::LockedMemoryTight { .. }
+            | Finding::CpuQuota { .. }
+            | Finding::SocketBuffer { .. }
+            | Finding::DataFolderInMemory { .. } => false,
         }
     }
 }
@@ -234,6 +253,15 @@ impl fmt::Display for Finding {
                 "{sysctl} is {found}; {needed} bytes are asked for per socket; bursts may be lost; \
                  run: sysctl -w {sysctl}={needed}"
             ),
+            Finding::DataFolder { folder, problem } => {
+                write!(f, "the data folder {} cannot hold data: {problem}; {}", folder.display(), advice(problem))
+            }
+            Finding::DataFolderInMemory { folder } => write!(
+                f,
+                "the data folder {} lies in memory (tmpfs): all data is lost when the machine or container stops; \
+                 choose a --data on a disk (in Kubernetes: a volume claim, not an emptyDir of medium Memory)",
+                folder.display()
+            ),
             Finding::OpenFiles { found, needed } => write!(
                 f,
                 "{found} files may be open (RLIMIT_NOFILE); {needed} are needed; raise it: ulimit -n {needed}, or \
@@ -244,6 +272,32 @@ impl fmt::Display for Finding {
 }
 
 impl std::error::Error for Finding {}
+
+/// What to do about a folder.
+fn advice(problem: &FolderProblem) -> &'static str {
+    match (problem.step, problem.error) {
+        (_, Some(DiskError::Full)) => "free space or quota on its file system, or choose another --data",
+        (_, Some(DiskError::Io { errno: libc::EACCES | libc::EPERM | libc::EROFS })) => {
+            "give this user the right to write there (in Kubernetes: fsGroup, no readOnly mount), or choose another --data"
+        }
+        (FolderStep::Create | FolderStep::Write | FolderStep::Read, Some(DiskError::Io { errno: libc::EINVAL })) => {
+            "its file system takes no direct I/O (O_DIRECT) in blocks of 4 KiB; choose a --data on ext4 or XFS on a local \
+             disk (not tmpfs of a kernel before 6.6, not a network share or an encrypted overlay)"
+        }
+        (FolderStep::Start, _) => "io_uring and a thread are needed; see the other findings",
+        (FolderStep::Sync, _) => "it cannot promise that data survives; choose a --data on a local disk",
+        _ => "look at the kernel log for errors of the device, or choose another --data",
+    }
+}
+
+/// Tries the data folder, which exists and which nobody else uses: a direct write, a data sync and a read.
+pub fn data_folder(folder: &Path) -> Vec<Finding> {
+    let folder = folder.to_path_buf();
+    if let Err(problem) = try_folder(&folder) {
+        return vec![Finding::DataFolder { folder, problem }];
+    }
+    if is_in_memory(&folder) { vec![Finding::DataFolderInMemory { folder }] } else { Vec::new() }
+}
 
 /// Gathers, judges, and returns all findings. The first fatal one should end the start; the others are for the log.
 pub fn run(wanted: &Wanted) -> io::Result<(Facts, Vec<Finding>)> {

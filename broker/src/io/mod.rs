@@ -6,6 +6,7 @@
 //!   bind            one SO_REUSEPORT group per listen address, steering by connection id
 //!   udp, transmit   datagrams in (recvmmsg, GRO), datagrams out (sendmmsg, GSO)
 //!   doorbell, mesh  bounded rings between cores, and who must be woken
+//!   disk            writes, reads and syncs of a core's files; one helper thread for what blocks
 //!   executor, wait,
 //!   peek            one pinned glommio executor per core, and how its loop waits
 //! ```
@@ -18,6 +19,7 @@
 
 mod addr;
 pub mod bind;
+pub mod disk;
 pub mod doorbell;
 pub mod executor;
 mod fixed;

@@ -1,7 +1,8 @@
 //! **What**: a long-lived peek of one socket: an operation in the kernel that completes when there is something to read.
 //!
 //! glommio 0.9 has no wait for readiness. `TcpStream::peek` on any socket comes closest: `recv` with MSG_PEEK, tried at
-//! once, then given to the latency ring.
+//! once, then given to the latency ring. An event counter (the bell of a disk) is no socket: a read of it, which takes
+//! what it sees, does the same on the main ring.
 //!
 //! **Invariants**: at most one operation is in the kernel; it is polled when it is made and when it completed, and never
 //! else (each poll of a pending one stores one more waker in a 16-bit count); its waker marks the completion and then
@@ -9,13 +10,15 @@
 //!
 //! **Never**: a cancelled operation; a task of its own.
 //!
-//! **See**: `wait.rs`, which arms two of these to park.
+//! **See**: `wait.rs`, which arms two or three of these to park.
 
+use super::disk::ring_fd;
 use atomic_waker::AtomicWaker;
+use glommio::io::BufferedFile;
 use glommio::net::TcpStream;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,12 +38,21 @@ impl Wake for Signal {
     }
 }
 
+/// A counter is read as a whole.
+const COUNTER_BYTES: usize = 8;
+
 type Operation = Pin<Box<dyn Future<Output = io::Result<usize>>>>;
 
-/// A peek of one socket.
+/// What is peeked at, as glommio sees it.
+enum Target {
+    Socket(Rc<TcpStream>),
+    Counter(Rc<BufferedFile>),
+}
+
+/// A peek of one socket, or of one event counter.
 pub(super) struct Peek {
     fd: OwnedFd,
-    stream: Rc<TcpStream>,
+    target: Target,
     pending: Option<Operation>,
     signal: Arc<Signal>,
     waker: Waker,
@@ -49,10 +61,22 @@ pub(super) struct Peek {
 impl Peek {
     /// Nothing is in the kernel yet. On the core's executor only.
     pub fn new(fd: OwnedFd) -> io::Result<Peek> {
-        let stream = Rc::new(dress(&fd)?);
+        let target = Target::Socket(Rc::new(dress(&fd)?));
+        Ok(Peek::of(fd, target))
+    }
+
+    /// The same for an event counter, which must not be non-blocking.
+    pub fn of_counter(fd: OwnedFd) -> io::Result<Peek> {
+        let own = fd.try_clone()?.into_raw_fd();
+        // SAFETY: the descriptor was just made and is given away here; `close` closes it.
+        let file = unsafe { BufferedFile::from_raw_fd(own) };
+        Ok(Peek::of(fd, Target::Counter(Rc::new(file))))
+    }
+
+    fn of(fd: OwnedFd, target: Target) -> Peek {
         let signal = Arc::new(Signal { completed: AtomicBool::new(false), armed_by: AtomicWaker::new() });
         let waker = Waker::from(signal.clone());
-        Ok(Peek { fd, stream, pending: None, signal, waker })
+        Peek { fd, target, pending: None, signal, waker }
     }
 
     /// Ready: there is something to read now (or an error, which reading meets too). Pending: the task of `cx` will be
@@ -68,8 +92,16 @@ impl Peek {
                 return Poll::Pending;
             }
         }
-        let stream = self.stream.clone();
-        self.pending = Some(Box::pin(async move { stream.peek(&mut [0]).await.map_err(io::Error::from) }));
+        self.pending = Some(match &self.target {
+            Target::Socket(stream) => {
+                let stream = stream.clone();
+                Box::pin(async move { stream.peek(&mut [0]).await.map_err(io::Error::from) })
+            }
+            Target::Counter(file) => {
+                let file = file.clone();
+                Box::pin(async move { Ok(file.read_at(0, COUNTER_BYTES).await?.len()) })
+            }
+        });
         self.poll_pending()
     }
 
@@ -92,6 +124,9 @@ impl Peek {
 
     /// Shuts the read side down, which completes a pending operation.
     pub fn shut_down(&self) {
+        if let Target::Counter(_) = self.target {
+            return ring_fd(self.fd.as_fd());
+        }
         // SAFETY: plain system call on a descriptor that self owns. An unconnected socket reports ENOTCONN, and its
         // readers are woken all the same.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RD) };
@@ -103,6 +138,15 @@ impl Peek {
         match self.pending.is_none() || (self.completed() && self.poll_pending().is_ready()) {
             true => Poll::Ready(()),
             false => Poll::Pending,
+        }
+    }
+
+    /// Closes what glommio would close later than never: it queues the close of a file, and the executor ends before.
+    pub async fn close(self) {
+        if let Target::Counter(file) = self.target
+            && let Ok(file) = Rc::try_unwrap(file)
+        {
+            let _ = file.close().await;
         }
     }
 
@@ -118,10 +162,12 @@ impl Peek {
             return Poll::Pending;
         };
         self.pending = None;
-        if matches!(peeked, Ok(0)) {
+        if let Target::Socket(stream) = &mut self.target
+            && matches!(peeked, Ok(0))
+        {
             // An empty datagram. glommio takes it for the end of a stream and would report it for ever.
-            if let Ok(stream) = dress(&self.fd) {
-                self.stream = Rc::new(stream);
+            if let Ok(fresh) = dress(&self.fd) {
+                *stream = Rc::new(fresh);
             }
         }
         Poll::Ready(())

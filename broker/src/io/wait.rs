@@ -1,4 +1,5 @@
-//! **What**: how a core's loop waits for its next event: a datagram, a mesh message, a deadline, a socket that takes more.
+//! **What**: how a core's loop waits for its next event: a datagram, a mesh message, a disk completion, a deadline, a
+//! socket that takes more.
 //!
 //! The loop polls its sources itself and asks the waiter only when it found nothing. Busy returns at once; park parks;
 //! hybrid returns at once until the next work is overdue, then parks: after `spin` on a quiet core, and after twice the
@@ -7,6 +8,7 @@
 //! ```text
 //!   parked loop <- peek of the UDP socket    IORING_OP_RECV + MSG_PEEK completed: a datagram is there
 //!               <- peek of the wake socket   a mesh sender saw this core asleep and wrote a byte to its pair
+//!               <- read of the disk's bell   a completion was posted on the disk's own ring, or its helper answered
 //!               <- glommio timer             the deadline, or the next try of a blocked sender
 //! ```
 //!
@@ -16,19 +18,26 @@
 //!   waits; one that completed while the loop ran is armed anew by the next park, and looks again;
 //! - mesh: peek and waker are in place before `prepare_sleep`, whose re-check sees any message rung before (doorbell.rs);
 //!   one rung later writes a byte, which completes the peek. Bytes are taken out after the wait, before mail is drained;
+//! - disk: a loop that spins sees completions in memory, without the executor. A core parks with a read of the bell under
+//!   way only while requests are in flight; the read is there before `DiskPort::prepare_sleep` looks a last time, and
+//!   whatever comes after that look rings (disk.rs). A bell that rang for completions polled meanwhile ends one wait early;
 //! - deadline: the timer is registered with the executor before the future returns pending;
 //! - the executor never sleeps while the loop is runnable. glommio 0.9 does just that if a completion that wakes nobody
 //!   appears on its latency ring after it polled for I/O and before it ran the first task (`run_task_queues` says that
 //!   nothing ran, `run` parks). Three things put such a completion there: the preempt timer (`executor.rs` sets it to
 //!   for ever), the executor's eventfd, written late by a foreign waker (hence the wake socket: no glommio waker leaves
 //!   its thread), and a cancelled operation (none). And the loop is the only task: one woken by it could be overlooked.
+//!   The disk adds nothing to it: no transfer is an operation of the executor, and the read of the bell lives on its main
+//!   ring, whose completions `need_preempt` does not see. glommio makes its main ring write the executor's eventfd after
+//!   128 completions between two of its waits, which would be such a completion; with one read under way there are few.
 //!
 //! **Never**: cancelling a peek (a lost completion, and a buffer the kernel still writes to); two pending peeks of one
-//! socket; polling a peek unless it completed (glommio stores one more waker per poll); `spawn_local`; a glommio waker
+//! socket or bell; polling a peek unless it completed (glommio stores one more waker per poll); `spawn_local`; a glommio waker
 //! given to another thread.
 //!
 //! **See**: `peek.rs`; `executor.rs`, which makes waiters and ends their peeks.
 
+use super::disk::DiskPort;
 use super::mesh::MeshPort;
 use super::peek::Peek;
 use super::udp::UdpSocket;
@@ -48,6 +57,11 @@ use std::time::{Duration, Instant};
 /// socket; a send buffer of 4 MiB at 10 Gbit/s drains in 3 ms, so a try per 100 us to 1 ms neither idles nor spins.
 const RETRY_FIRST: Duration = Duration::from_micros(100);
 const RETRY_LAST: Duration = Duration::from_millis(1);
+
+/// Hybrid, with a commit under way: how long after the last work the loop polls at least. A data sync takes 100 us on the
+/// reference disk, more than `spin`; to park and be woken costs the core more than to poll for that long (both measured,
+/// broker/DESIGN.md). Disks that take longer cost this much CPU per commit.
+const COMMIT_SPIN: Duration = Duration::from_micros(200);
 
 /// How a core's loop waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,8 +185,32 @@ impl Waiter {
     /// To be called after a turn that found nothing. Returns when there may be something to do, and now and then for no
     /// reason: the loop polls its sources again.
     pub async fn wait<T: Send>(&mut self, port: &mut MeshPort<T>, until: Until) {
-        if !self.must_park() {
+        self.wait_for(port, None, until).await;
+    }
+
+    /// Lets `wait_with_disk` park on this disk. Once, on the core of both.
+    pub fn attach_disk(&mut self, disk: &DiskPort) -> io::Result<()> {
+        let mut parking = self.parking.borrow_mut();
+        assert!(parking.bell.is_none(), "a waiter has one disk");
+        parking.bell = Some(Peek::of_counter(disk.bell_fd()?)?);
+        Ok(())
+    }
+
+    /// [`wait`](Self::wait) that also returns for a completion of the disk that was attached. Starts requests that wait
+    /// for a `flush`.
+    pub async fn wait_with_disk<T: Send>(&mut self, port: &mut MeshPort<T>, disk: &mut DiskPort, until: Until) {
+        self.wait_for(port, Some(disk), until).await;
+    }
+
+    async fn wait_for<T: Send>(&mut self, port: &mut MeshPort<T>, disk: Option<&mut DiskPort>, until: Until) {
+        // A disk that does nothing needs no bell.
+        let mut disk = disk.filter(|disk| disk.in_flight() > 0);
+        let commits = disk.as_ref().is_some_and(|disk| disk.has_commits());
+        if !self.must_park(commits) {
             self.counters.spins += 1;
+            if let Some(disk) = &mut disk {
+                disk.flush();
+            }
             if self.mode == WaitMode::Hybrid && self.is_past_first_spin() {
                 // A longer spin is a guess: whoever else is runnable on this CPU goes first. Then it is no place to spin: a
                 // task that slept is run at once when its datagram comes, one that polled has used up its share.
@@ -194,16 +232,18 @@ impl Waiter {
             self.retry = (self.retry * 2).min(RETRY_LAST);
         }
         self.counters.parks += 1;
-        self.park(port, deadline).await;
+        self.park(port, disk, deadline).await;
     }
 
-    fn must_park(&mut self) -> bool {
+    fn must_park(&mut self, commits: bool) -> bool {
         match self.mode {
             WaitMode::Busy => false,
             WaitMode::Park => true,
             WaitMode::Hybrid => {
                 let now = Instant::now();
-                now.duration_since(*self.idle_since.get_or_insert(now)) >= self.pace.patience(now)
+                let patience = self.pace.patience(now);
+                let patience = if commits { patience.max(COMMIT_SPIN) } else { patience };
+                now.duration_since(*self.idle_since.get_or_insert(now)) >= patience
             }
         }
     }
@@ -212,7 +252,12 @@ impl Waiter {
         self.idle_since.is_some_and(|since| since.elapsed() > self.pace.spin)
     }
 
-    async fn park<T: Send>(&mut self, port: &mut MeshPort<T>, deadline: Option<Instant>) {
+    async fn park<T: Send>(
+        &mut self,
+        port: &mut MeshPort<T>,
+        mut disk: Option<&mut DiskPort>,
+        deadline: Option<Instant>,
+    ) {
         let mut timer = None;
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -232,6 +277,12 @@ impl Waiter {
             if parking.datagrams.arm(cx).is_ready() | parking.wakes.arm(cx).is_ready() {
                 return Poll::Ready(());
             }
+            if let Some(disk) = &mut disk {
+                let bell = parking.bell.as_mut().expect("the disk was attached");
+                if bell.arm(cx).is_ready() || !disk.prepare_sleep() {
+                    return Poll::Ready(());
+                }
+            }
             port.register(&parking.mesh_waker);
             if !port.prepare_sleep() {
                 return Poll::Ready(());
@@ -243,6 +294,9 @@ impl Waiter {
         })
         .await;
         port.awake();
+        if let Some(disk) = disk {
+            disk.awake();
+        }
         // After the wait and before the loop drains its mail: a byte that comes later completes the next peek.
         self.parking.borrow().wakes.discard();
     }
@@ -257,6 +311,7 @@ async fn yield_if_needed() {
 pub(super) struct Parking {
     datagrams: Peek,
     wakes: Peek,
+    bell: Option<Peek>,
     mesh_waker: Waker,
 }
 
@@ -268,23 +323,32 @@ impl Parking {
         Ok(Parking {
             datagrams: Peek::new(socket.as_fd().try_clone_to_owned()?)?,
             wakes: Peek::new(inside.into())?,
+            bell: None,
             mesh_waker: Waker::from(Arc::new(WakeSocket(outside))),
         })
     }
 
-    /// Ends both peeks, so that no pending operation writes into memory of an executor that is gone. The UDP socket
+    /// Ends all peeks, so that no pending operation writes into memory of an executor that is gone. The UDP socket
     /// receives nothing after this.
     pub async fn close(parking: Rc<RefCell<Parking>>) {
         parking.borrow().datagrams.shut_down();
         parking.borrow().wakes.shut_down();
+        let mut bell = parking.borrow_mut().bell.take();
+        if let Some(bell) = &bell {
+            bell.shut_down();
+        }
         poll_fn(|cx| {
             let mut parking = parking.borrow_mut();
-            match (parking.datagrams.poll_end(cx), parking.wakes.poll_end(cx)) {
-                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(()),
+            let bell = bell.as_mut().map_or(Poll::Ready(()), |bell| bell.poll_end(cx));
+            match (parking.datagrams.poll_end(cx), parking.wakes.poll_end(cx), bell) {
+                (Poll::Ready(()), Poll::Ready(()), Poll::Ready(())) => Poll::Ready(()),
                 _ => Poll::Pending,
             }
         })
         .await;
+        if let Some(bell) = bell {
+            bell.close().await;
+        }
     }
 }
 

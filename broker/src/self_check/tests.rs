@@ -145,3 +145,40 @@ fn this_machine_passes_for_one_core() {
     assert!(facts.locked_memory.soft >= LOCKED_BYTES_PER_CORE, "{facts:?}");
     assert!(!findings.iter().any(Finding::is_fatal), "{findings:?}");
 }
+
+#[test]
+fn a_data_folder_is_tried_and_nothing_is_left() {
+    let binary = std::env::current_exe().unwrap();
+    let folder = binary.with_file_name(format!("self-check-folder-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    assert_eq!(data_folder(&folder), []);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    fs::remove_dir_all(&folder).unwrap();
+    // A folder that is gone, and one on a file system of another kind.
+    let found = data_folder(&folder);
+    assert!(found[0].is_fatal() && found[0].to_string().contains("creating a file"), "{found:?}");
+    let found = data_folder(Path::new("/proc"));
+    assert!(found[0].is_fatal() && found[0].to_string().contains("choose another --data"), "{found:?}");
+}
+
+#[test]
+fn what_is_wrong_with_a_folder_says_what_to_do() {
+    let io = |errno| Some(DiskError::Io { errno });
+    for (step, error, advice) in [
+        (FolderStep::Create, io(libc::EINVAL), "choose a --data on ext4 or XFS"),
+        (FolderStep::Write, io(libc::EINVAL), "O_DIRECT"),
+        (FolderStep::Create, io(libc::EACCES), "fsGroup"),
+        (FolderStep::Create, io(libc::EROFS), "right to write"),
+        (FolderStep::Write, Some(DiskError::Full), "free space"),
+        (FolderStep::Sync, io(libc::EIO), "survives"),
+        (FolderStep::Start, io(libc::ENOSYS), "io_uring"),
+        (FolderStep::Read, None, "kernel log"),
+    ] {
+        let problem = FolderProblem { step, error };
+        let finding = Finding::DataFolder { folder: "/data".into(), problem };
+        let text = finding.to_string();
+        assert!(finding.is_fatal() && text.contains(advice) && text.contains("/data"), "{text}");
+    }
+    let finding = Finding::DataFolderInMemory { folder: "/dev/shm/felix".into() };
+    assert!(!finding.is_fatal() && finding.to_string().contains("/dev/shm/felix"));
+}
