@@ -195,7 +195,7 @@ where
     let mesh = Mesh::ports(1, MeshLimits { capacity: 8, reserved: 1 }).remove(0);
     let allowed = allowed_cpus().unwrap();
     let cpu = pinned.then(|| allowed[0]);
-    let workers = cpu.map(|cpu| worker_cpus(cpu, &[cpu], &allowed));
+    let workers = cpu.map(|cpu| worker_cpus(wait, cpu, &[cpu], &allowed));
     let spec = CoreSpec { index: 0, cpu, wait, spin: Duration::from_micros(50) };
     let (ended, ending) = mpsc::channel();
     let core = spawn_core(spec, move |handle| async move {

@@ -33,6 +33,7 @@ mod staging;
 pub(super) use bell::ring_fd;
 pub use probe::{FolderProblem, FolderStep, is_in_memory, try_folder};
 
+use super::wait::WaitMode;
 use bell::Bell;
 use felix_wal::disk::{BLOCK_BYTES, Disk, DiskDone, DiskOk, DiskOp, DiskRequest, FileKey, Priority, REPLACE_BYTES_MAX};
 use helper::{Answer, HelperMessage, JOBS_UNDER_WAY, Line};
@@ -142,15 +143,16 @@ impl DiskSeat {
     }
 }
 
-/// The CPUs for the worker threads of the core on `own`: those without a core if there are any, else all but its own. They
-/// inherit the core's pinning otherwise, and a core that polls starves its own syncs.
-pub fn worker_cpus(own: usize, cores: &[usize], allowed: &[usize]) -> Vec<usize> {
+/// The CPUs for the worker threads of the core on `own`; without this they inherit its pinning. A core that polls shares
+/// its CPU with nobody: a worker there waits until the core parks, so it gets the CPUs without a core if there are any, else
+/// all but the core's. A core that parks has an idle CPU to offer: the workers may run on all.
+pub fn worker_cpus(wait: WaitMode, own: usize, cores: &[usize], allowed: &[usize]) -> Vec<usize> {
     let without = |taken: &[usize]| allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect::<Vec<_>>();
-    let mut cpus = without(cores);
-    if cpus.is_empty() {
-        cpus = without(&[own]);
-    }
-    if cpus.is_empty() { allowed.to_vec() } else { cpus }
+    let choices = match wait {
+        WaitMode::Park => Vec::new(),
+        WaitMode::Busy | WaitMode::Hybrid => vec![without(cores), without(&[own])],
+    };
+    choices.into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_else(|| allowed.to_vec())
 }
 
 struct Entry {

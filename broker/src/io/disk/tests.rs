@@ -47,11 +47,13 @@ fn submit(disk: &mut DiskPort, number: u64, priority: Priority, op: DiskOp) {
 
 #[test]
 fn workers_run_where_no_core_does_if_they_can() {
+    use WaitMode::{Busy, Hybrid, Park};
     let all: Vec<usize> = (0..4).collect();
-    assert_eq!(worker_cpus(0, &[0, 1], &all), [2, 3]);
-    assert_eq!(worker_cpus(0, &[0, 1, 2, 3], &all), [1, 2, 3]);
-    assert_eq!(worker_cpus(1, &[0, 1], &[0, 1]), [0]);
-    assert_eq!(worker_cpus(5, &[5], &[5]), [5], "one CPU is shared by all");
+    assert_eq!(worker_cpus(Busy, 0, &[0, 1], &all), [2, 3]);
+    assert_eq!(worker_cpus(Hybrid, 0, &[0, 1, 2, 3], &all), [1, 2, 3]);
+    assert_eq!(worker_cpus(Hybrid, 1, &[0, 1], &[0, 1]), [0]);
+    assert_eq!(worker_cpus(Busy, 5, &[5], &[5]), [5], "one CPU is shared by all");
+    assert_eq!(worker_cpus(Park, 0, &[0, 1], &all), all);
 }
 
 #[test]
