@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop build test check fix tidy fuzz interop sim e2e doc deny clean
+.PHONY: help setup run stop build test check fix tidy fuzz interop sim bench bench-check bench-baselines bench-compare e2e doc deny clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,7 +25,7 @@ stop: ## stop the broker that `make run` left running
 check: setup ## formatting, lints, layering and size rules, documentation; changes nothing
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) test --locked -p felix-broker --test tidy
+	$(CARGO) test --workspace --locked --test tidy
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 
 fix: setup ## format and apply what clippy can mend
@@ -33,6 +33,7 @@ fix: setup ## format and apply what clippy can mend
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 
 test: setup ## every test: unit, property, simulation, end to end, the independent QUIC client
+	@scripts/setup.sh valgrind
 	FELIX_E2E=1 $(CARGO) test --workspace --locked
 	@$(MAKE) --no-print-directory interop
 
@@ -46,6 +47,24 @@ sim: setup ## the simulation: make sim SEEDS=1000, or SEED=42 for one
 
 fuzz: setup ## every decoder under the fuzzer, FUZZ_SECONDS each (default 30)
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
+
+bench: build ## reproduce the numbers: bench/RESULTS.md and bench/plots (under 15 minutes; wants the machine for itself)
+	@scripts/setup.sh bench
+	@scripts/bench.sh
+
+bench-check: build ## instructions, allocations and cost beside the bare relay, against bench/baselines
+	@scripts/setup.sh valgrind
+	$(CARGO) test --workspace --release --locked --test baselines -- --nocapture
+	target/release/felix-bench check
+
+bench-baselines: setup ## write what this build needs into bench/baselines, both profiles
+	@scripts/setup.sh valgrind
+	$(CARGO) build --locked --examples && $(CARGO) build --release --locked --examples
+	FELIX_BENCH_WRITE=1 $(CARGO) test --workspace --locked --test baselines -- --nocapture
+	FELIX_BENCH_WRITE=1 $(CARGO) test --workspace --release --locked --test baselines -- --nocapture
+
+bench-compare: build ## this tree against another revision: make bench-compare BASE=main RUNS=8
+	@scripts/bench-compare.sh $(or $(BASE),main) --runs $(or $(RUNS),8)
 
 deny: ## licences and crate wrappers with cargo-deny (installs it; takes minutes)
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

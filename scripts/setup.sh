@@ -40,8 +40,49 @@ python() {
     fi
 }
 
+# Debian starts a service when its package is installed, unless this file forbids it. One that was there comes back.
+# Both names are global: the trap runs when the function is over.
+policy=/usr/sbin/policy-rc.d
+as_root=""
+[ "$(id -u)" = 0 ] || as_root="sudo"
+restore_policy() {
+    $as_root rm -f "$policy"
+    [ ! -e "$policy.before-felix" ] || $as_root mv "$policy.before-felix" "$policy"
+}
+install_without_starting() {
+    # A run that was killed left the file of before; it is the one to keep.
+    [ ! -e "$policy" ] || [ -e "$policy.before-felix" ] || $as_root mv "$policy" "$policy.before-felix"
+    trap restore_policy EXIT
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+    install "$@"
+    restore_policy
+    trap - EXIT
+    # Nor at the next start of the machine: the benchmark runs servers of its own.
+    if command -v systemctl >/dev/null; then
+        for service in "$@"; do $as_root systemctl disable "$service" >/dev/null 2>&1 || true; done
+    fi
+}
+
+count_instructions() {
+    command -v valgrind >/dev/null || install valgrind libc6-dbg
+}
+
+bench() {
+    local missing=()
+    command -v nats-server >/dev/null || missing+=(nats-server)
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    [ -x /usr/sbin/mosquitto ] || command -v mosquitto >/dev/null || missing+=(mosquitto)
+    [ ${#missing[@]} -eq 0 ] || install_without_starting "${missing[@]}"
+    # Plots need a font.
+    [ -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf ] || install fonts-dejavu-core
+    count_instructions
+}
+
 case "${1:-build}" in
     build) build ;;
     python) python ;;
-    *) echo "usage: setup.sh build|python" >&2; exit 2 ;;
+    valgrind) count_instructions ;;
+    bench) bench ;;
+    *) echo "usage: setup.sh build|python|valgrind|bench" >&2; exit 2 ;;
 esac

@@ -1,6 +1,9 @@
 //! **What**: a lean client: one QUIC connection on a socket of its own, polled by the caller. The same for broker and
 //! floor, so that only the server differs.
 //!
+//! It receives as the users' client does: trains merged by the kernel (GRO) and acknowledgements that wait a little, so
+//! that a hundred of it on one CPU measure the server and not themselves.
+//!
 //! **Invariants**: never sleeps, never blocks.
 //!
 //! **Never**: more of the protocol than a measurement needs; users have `felix-client`.
@@ -8,8 +11,10 @@
 //! **See**: `wire.rs`.
 
 use crate::Error;
-use crate::servers::Server;
-use felix_quic::{ClientConfig, ClientConnection, ClientTls, Connector, CoreSlot, Event, TransportConfig};
+use crate::servers::Target;
+use felix_quic::{AckDelay, ClientConfig, ClientConnection, ClientTls, Connector, CoreSlot, Event, TransportConfig};
+use quinn_udp::{RecvMeta, UdpSocketState};
+use std::io::IoSliceMut;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -18,6 +23,7 @@ pub struct Lean {
     /// The connection.
     pub conn: ClientConnection,
     socket: UdpSocket,
+    state: UdpSocketState,
     local: SocketAddr,
     peer: SocketAddr,
     /// Streams with bytes to read since they were last taken.
@@ -27,8 +33,8 @@ pub struct Lean {
 }
 
 /// Certificates and transport settings of all clients of a run.
-pub fn connector(server: &Server, udp_payload: usize) -> Result<Connector, Error> {
-    let read = |name: &str| std::fs::read(server.pki.join(name));
+pub fn connector(target: &Target, udp_payload: usize) -> Result<Connector, Error> {
+    let read = |name: &str| std::fs::read(target.pki.join(name));
     let tls = ClientTls {
         ca_pem: read("ca.crt")?,
         cert_chain_pem: Some(read("admin.crt")?),
@@ -41,6 +47,7 @@ pub fn connector(server: &Server, udp_payload: usize) -> Result<Connector, Error
             connection_window_initial_bytes: 1 << 20,
             stream_window_initial_bytes: 1 << 20,
             connection_ids_max: 2,
+            ack_delay: Some(AckDelay { wait_max: Duration::from_millis(5), datagrams_max: 8 }),
             ..TransportConfig::default()
         },
         ..ClientConfig::default()
@@ -50,14 +57,15 @@ pub fn connector(server: &Server, udp_payload: usize) -> Result<Connector, Error
 
 impl Lean {
     /// Starts a connection.
-    pub fn connect(server: &Server, connector: &mut Connector) -> Result<Lean, Error> {
+    pub fn connect(target: &Target, connector: &mut Connector) -> Result<Lean, Error> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        socket.connect(server.addr)?;
+        socket.connect(target.addr)?;
+        let state = UdpSocketState::new((&socket).into())?;
         socket.set_nonblocking(true)?;
         let local = socket.local_addr()?;
         let steer = CoreSlot { index: 0, count: 1 };
-        let conn = ClientConnection::connect(Instant::now(), connector, "localhost", local, server.addr, Some(steer))?;
-        Ok(Lean { conn, socket, local, peer: server.addr, readable: Vec::new(), connected: false, closed: None })
+        let conn = ClientConnection::connect(Instant::now(), connector, "localhost", local, target.addr, Some(steer))?;
+        Ok(Lean { conn, socket, state, local, peer: target.addr, readable: Vec::new(), connected: false, closed: None })
     }
 
     /// The socket, for readiness.
@@ -69,10 +77,14 @@ impl Lean {
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
         let mut any = false;
         loop {
-            match self.socket.recv(buffer) {
-                Ok(bytes) => {
+            let mut metas = [RecvMeta::default()];
+            match self.state.recv((&self.socket).into(), &mut [IoSliceMut::new(buffer)], &mut metas) {
+                Ok(_) => {
                     any = true;
-                    self.conn.on_datagram(Instant::now(), &mut buffer[..bytes], self.peer, self.local);
+                    let [meta] = metas;
+                    for datagram in buffer[..meta.len].chunks_mut(meta.stride.max(1)) {
+                        self.conn.on_datagram(Instant::now(), datagram, self.peer, self.local);
+                    }
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                 // Refused: the server is gone; the connection will tell.
@@ -92,7 +104,7 @@ impl Lean {
         while let Some(event) = self.conn.poll_event() {
             match event {
                 Event::Connected { .. } => self.connected = true,
-                Event::StreamReadable { stream, .. } => self.readable.push(stream),
+                Event::StreamReadable { stream, .. } if !self.readable.contains(&stream) => self.readable.push(stream),
                 Event::Closed { reason, .. } => self.closed = Some(format!("{reason:?}")),
                 _ => {}
             }
@@ -112,6 +124,11 @@ impl Lean {
                 let _ = self.socket.send(datagram);
             }
         }
+    }
+
+    /// The handshake is complete.
+    pub fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Polls until the handshake is complete.
@@ -143,9 +160,16 @@ impl Lean {
 
     /// Reads what a stream has; returns the bytes appended.
     pub fn read(&mut self, stream: u64, out: &mut Vec<u8>) -> usize {
+        self.read_at_most(stream, usize::MAX, out)
+    }
+
+    /// Reads up to `limit` bytes of what a stream has; returns the bytes appended.
+    pub fn read_at_most(&mut self, stream: u64, limit: usize, out: &mut Vec<u8>) -> usize {
         let before = out.len();
         let mut chunk = [0u8; 16 << 10];
-        while let Ok(read) = self.conn.stream_recv(stream, &mut chunk) {
+        while out.len() - before < limit {
+            let wanted = chunk.len().min(limit - (out.len() - before));
+            let Ok(read) = self.conn.stream_recv(stream, &mut chunk[..wanted]) else { break };
             out.extend_from_slice(&chunk[..read.bytes]);
         }
         out.len() - before

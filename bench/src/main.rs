@@ -1,33 +1,59 @@
 //! **What**: `felix-bench`: measures a broker from outside, beside the floor that the same machine gives in the same run.
 //!
 //! ```text
-//! latency      one publisher, one subscriber, fixed rate: the broker, then a bare quiche relay, in turn
-//! fanout       one publisher, N subscribers, in lockstep: CPU of the serving process per delivery, both in turn
-//! connections  memory per idle connection, both; time to the first record of a new subscriber among them
-//! soak         many records through, none lost or reordered
-//! floor        serves as the bare relay (started by the others)
+//! latency      one publisher, one subscriber, open loop at a fixed rate
+//! fanout       one publisher, N subscribers: open loop at fixed rates, max without loss, or lockstep (cost per delivery)
+//! peers        the same for Felix, NATS, Redis and Mosquitto in turn, with ratios
+//! floors       what machine and libraries give: UDP, bare QUIC, AES-GCM, disk, memcpy
+//! sweep        rate up until p99 breaks a bound: the knee
+//! slow         one subscriber that hardly reads, among many
+//! connections  memory per idle connection, first record of a new subscriber among them, reconnect storm
+//! soak         many records through, none lost or reordered, memory looked at
+//! compare      two builds of the broker in turn
+//! check        cost beside the bare relay against the ratios in bench/baselines
+//! results      tables and plots from JSON lines
+//! floor, role  serve as the bare relay, drive some of the clients (started by the others)
 //! ```
 //!
-//! **Invariants**: server and clients are different processes on different CPUs; broker and floor get the same client,
-//! payload, sockets and waiting. Latency counts from the intended send time.
+//! **Invariants**: server and clients are different processes on different CPUs; all systems get the same loop, payload
+//! and rates on the client's side. Latency counts from the intended send time.
 //!
 //! **Never**: an assertion on a time.
 //!
-//! **See**: `lean.rs` (the client), `floors/relay.rs` (the floor), `servers.rs` (who is measured).
+//! **See**: `load.rs` (the loop), `party.rs` (the clients), `servers.rs` (who is measured), `floors/` (what is possible).
 
+mod cell;
+mod check;
+mod compare;
 mod connections;
-mod fanout;
 mod floors;
-mod latency;
+mod grid;
+mod ground;
 mod lean;
+mod load;
 mod machine;
+mod party;
+mod peers;
+mod plot;
+mod quic_party;
+mod report;
+mod results;
+mod roles;
+mod series;
 mod servers;
+mod slow;
 mod soak;
+mod storm;
+mod sweep;
 mod wire;
 
+use crate::grid::{Grid, LoadName};
+use crate::party::System;
+use crate::sweep::Sweep;
 use clap::{Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Any failure ends the run with a sentence.
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -55,14 +81,29 @@ impl Wait {
             Wait::Park => "park",
         }
     }
+
+    /// How long a server polls after its last work before it sleeps.
+    fn spin(self) -> Duration {
+        match self {
+            Wait::Busy => Duration::MAX,
+            // The broker's default.
+            Wait::Hybrid => Duration::from_micros(50),
+            Wait::Park => Duration::ZERO,
+        }
+    }
 }
+
+/// Systems of `peers`: Felix beside each.
+const PEERS: &[System] = &[System::Felix, System::NatsTls, System::Nats, System::RedisTls, System::MosquittoTls];
+/// Loads of `peers`.
+const PEER_LOADS: &[LoadName] = &[LoadName::Rate(1_000), LoadName::Rate(5_000)];
 
 #[derive(clap::Args, Clone, Debug)]
 struct Common {
     /// The broker binary.
     #[arg(long, default_value = "target/release/felix-broker")]
     broker: PathBuf,
-    /// Runs of each, in turn; medians are reported.
+    /// Rounds: each runs once per round, in turn; medians are reported.
     #[arg(long, default_value_t = 5)]
     runs: usize,
     /// Bytes of a record's value.
@@ -71,39 +112,111 @@ struct Common {
     /// How the serving process waits.
     #[arg(long, value_enum, default_value_t = Wait::Busy)]
     wait: Wait,
-    /// Largest UDP payload.
+    /// Largest UDP payload; path MTU discovery goes up to it.
     #[arg(long, default_value_t = 1_452)]
     udp_payload: usize,
+    /// Seconds of load per run.
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// Cores of the broker, on CPUs 0, 1, ... (the clients are on CPU 1).
+    #[arg(long, default_value_t = 1)]
+    cores: usize,
+    /// Processes that share the subscribers, beside one for the publisher; 0: one process with all clients.
+    #[arg(long, default_value_t = 0)]
+    processes: usize,
+    /// File that JSON lines are appended to.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Publish to subscriber, one of each.
+    /// Publish to subscriber, one of each, open loop; the bare relay in turn.
     Latency {
         #[command(flatten)]
         common: Common,
-        /// Records per second.
-        #[arg(long, default_value_t = 2_000)]
-        rate: u64,
-        /// Seconds per run.
-        #[arg(long, default_value_t = 3)]
-        seconds: u64,
+        #[command(flatten)]
+        grid: Grid,
     },
-    /// CPU of the serving process per delivery to many subscribers.
+    /// One publisher, many subscribers; the bare relay in turn.
     Fanout {
         #[command(flatten)]
         common: Common,
-        /// Subscribers.
+        #[command(flatten)]
+        grid: Grid,
+    },
+    /// Felix, NATS, Redis and Mosquitto in turn.
+    Peers {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        grid: Grid,
+    },
+    /// What machine and libraries give.
+    Floors {
+        #[command(flatten)]
+        common: Common,
+        /// A folder on the disk that matters.
+        #[arg(long, default_value = ".felix")]
+        data: PathBuf,
+        /// Leave the bare QUIC relay out.
+        #[arg(long)]
+        no_relay: bool,
+    },
+    /// Rate up until p99 breaks a bound.
+    Sweep {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        sweep: Sweep,
+    },
+    /// One slow subscriber among many; the same without it in turn.
+    Slow {
+        #[command(flatten)]
+        common: Common,
+        /// Systems, one after the other.
+        #[arg(long, value_enum, value_delimiter = ',', default_value = "felix")]
+        systems: Vec<System>,
+        /// Subscribers, the slow one included.
         #[arg(long, default_value_t = 100)]
         subscribers: usize,
-        /// Records per flush.
-        #[arg(long, value_delimiter = ',', default_value = "1,8")]
-        records: Vec<usize>,
-        /// Rounds per run.
-        #[arg(long, default_value_t = 2_000)]
-        rounds: u64,
+        /// Records per second.
+        #[arg(long, default_value_t = 1_000)]
+        rate: u64,
+        /// What the slow one reads, as a share of the rate.
+        #[arg(long, default_value_t = 0.01)]
+        share: f64,
     },
-    /// Memory of idle connections.
+    /// Two builds of the broker in turn: --broker is the new one.
+    Compare {
+        #[command(flatten)]
+        common: Common,
+        /// The broker binary to compare with.
+        base: PathBuf,
+    },
+    /// Cost beside the bare relay against a baseline; fails if it is worse than the slack allows.
+    Check {
+        #[command(flatten)]
+        common: Common,
+        /// The baseline.
+        #[arg(long, default_value = "bench/baselines/ratios.json")]
+        baseline: PathBuf,
+        /// Write what was measured into it.
+        #[arg(long)]
+        write: bool,
+    },
+    /// Tables and plots from JSON lines.
+    Results {
+        /// The lines.
+        file: PathBuf,
+        /// The page.
+        #[arg(long, default_value = "bench/RESULTS.md")]
+        page: PathBuf,
+        /// Folder of the plots, beside the page.
+        #[arg(long, default_value = "bench/plots")]
+        plots: PathBuf,
+    },
+    /// Memory of idle connections, then a reconnect storm.
     Connections {
         #[command(flatten)]
         common: Common,
@@ -121,14 +234,20 @@ enum Command {
         /// Records per batch.
         #[arg(long, default_value_t = 64)]
         batch: u64,
+        /// Minutes, in place of a number of records.
+        #[arg(long)]
+        minutes: Option<u64>,
     },
     /// CPU of an idle broker.
     Idle {
         #[command(flatten)]
         common: Common,
-        /// Seconds.
-        #[arg(long, default_value_t = 10)]
-        seconds: u64,
+    },
+    /// Drives some of the clients of a run.
+    #[command(hide = true)]
+    Role {
+        /// Which, as JSON.
+        part: String,
     },
     /// Serves as the bare quiche relay.
     #[command(hide = true)]
@@ -151,14 +270,28 @@ enum Command {
 
 fn main() -> Result<(), Error> {
     match Cli::parse().command {
-        Command::Latency { common, rate, seconds } => latency::run(&common, rate, seconds),
-        Command::Fanout { common, subscribers, records, rounds } => fanout::run(&common, subscribers, &records, rounds),
+        Command::Latency { common, grid } => {
+            grid::run(&common, &grid.or(&[System::Felix, System::Floor], &[1], &[LoadName::Rate(2_000)], &[1]))
+        }
+        Command::Fanout { common, grid } => {
+            grid::run(&common, &grid.or(&[System::Felix, System::Floor], &[100], &[LoadName::Lockstep], &[1, 8]))
+        }
+        Command::Peers { common, grid } => grid::run(&common, &grid.or(PEERS, &[1, 10, 100], PEER_LOADS, &[1])),
+        Command::Role { part } => roles::serve(&part),
         Command::Connections { common, count } => connections::run(&common, count),
-        Command::Soak { common, records, batch } => soak::run(&common, records, batch),
-        Command::Idle { common, seconds } => machine::idle(&common, seconds),
+        Command::Soak { common, records, batch, minutes } => soak::run(&common, records, batch.max(1), minutes),
+        Command::Floors { common, data, no_relay } => ground::run(&common, &data, !no_relay),
+        Command::Sweep { common, sweep } => sweep::run(&common, &sweep),
+        Command::Slow { common, systems, subscribers, rate, share } => {
+            slow::run(&common, &systems, subscribers, rate, share)
+        }
+        Command::Compare { common, base } => compare::run(&common, &base),
+        Command::Check { common, baseline, write } => check::run(&common, &baseline, write),
+        Command::Results { file, page, plots } => results::run(&file, &page, &plots),
+        Command::Idle { common } => machine::idle(&common),
         Command::Floor { listen, pki, wait, cpu, udp_payload, report } => {
             machine::pin(cpu)?;
-            floors::relay::serve(listen, &pki, wait == Wait::Busy, udp_payload, &report)
+            floors::relay::serve(listen, &pki, wait.spin(), udp_payload, &report)
         }
     }
 }

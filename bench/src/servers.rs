@@ -1,65 +1,86 @@
-//! **What**: starts who is measured: the broker or the bare relay, as a process of its own on CPU 0.
+//! **What**: starts who is measured: the broker, the bare relay or a peer, as a process of its own on CPU 0.
 //!
 //! **Invariants**: a server is killed when its handle is dropped; its folder is temporary.
 //!
 //! **Never**: a server that this run did not start.
 //!
-//! **See**: `floors/relay.rs`.
+//! **See**: `floors/relay.rs`, `peers/start.rs`.
 
+use crate::party::System;
 use crate::{Common, Error, Wait};
+use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// CPU of the clients; servers are told to run on CPU 0.
 pub const CLIENT_CPU: usize = 1;
+/// CPU of the servers.
+pub const SERVER_CPU: usize = 0;
+
+/// Where a server is and how to speak with it: all that a client needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Target {
+    /// What it is.
+    pub system: System,
+    /// Its address: UDP for QUIC, TCP for the peers.
+    pub addr: SocketAddr,
+    /// Folder with its certificates.
+    pub pki: PathBuf,
+}
+
+impl Target {
+    /// It is the broker.
+    pub fn is_broker(&self) -> bool {
+        self.system == System::Felix
+    }
+}
 
 /// A running server.
 pub struct Server {
     child: Child,
-    /// Its UDP address.
-    pub addr: SocketAddr,
-    /// Folder with its certificates.
-    pub pki: PathBuf,
-    /// It is the broker, not the floor.
-    pub is_broker: bool,
+    /// Where it is.
+    pub target: Target,
+    /// Its settings that matter, and why, in one line.
+    pub settings: String,
     folder: PathBuf,
     http: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Starts a broker with one core.
-    pub fn broker(common: &Common) -> Result<Server, Error> {
-        Server::broker_with(common, &[])
+    /// Starts a system. Floor and peers use the certificates below `pki`; the broker makes its own.
+    pub fn start(system: System, common: &Common, pki: &Path) -> Result<Server, Error> {
+        match system {
+            System::Felix => Server::broker(common),
+            System::Floor => Server::floor(common, pki),
+            peer => Server::peer(peer, pki),
+        }
     }
 
-    /// Starts a broker with one core and further options.
-    pub fn broker_with(common: &Common, more: &[&str]) -> Result<Server, Error> {
+    /// Starts a broker.
+    pub fn broker(common: &Common) -> Result<Server, Error> {
         let folder = fresh_folder()?;
         let (addr, http) = (free_port()?, free_port()?);
+        let cpus = (0..common.cores).map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(",");
         let mut command = Command::new(&common.broker);
-        on_every_cpu(&mut command);
+        on_cpus(&mut command, None);
         let child = command
-            .args(["dev", "--cores", "1", "--cpus", "0", "--wait", common.wait.name()])
+            .args(["dev", "--cores", &common.cores.to_string(), "--cpus", &cpus, "--wait", common.wait.name()])
             .args(["--listen", &addr.to_string(), "--http", &http.to_string()])
             .args(["--udp-payload-max", &common.udp_payload.to_string()])
-            .args(more)
             .arg("--data")
             .arg(&folder)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(folder.join("log"))?)
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", common.broker.display()))?;
-        let server = Server { child, addr, pki: folder.join("dev-pki"), is_broker: true, folder, http: Some(http) };
-        let give_up = Instant::now() + Duration::from_secs(20);
-        while !is_ready(http) {
-            if Instant::now() > give_up {
-                return Err(format!("the broker did not start; see {}", server.folder.join("log").display()).into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let settings = format!("--cores {} --cpus {cpus} --wait {}", common.cores, common.wait.name());
+        let target = Target { system: System::Felix, addr, pki: folder.join("dev-pki") };
+        let server = Server { child, target, settings, folder, http: Some(http) };
+        server.wait_until("the broker did not start", || is_ready(http))?;
         Ok(server)
     }
 
@@ -67,19 +88,54 @@ impl Server {
     pub fn floor(common: &Common, pki: &Path) -> Result<Server, Error> {
         let folder = fresh_folder()?;
         let addr = free_port()?;
-        let wait = if common.wait == Wait::Busy { "busy" } else { "park" };
         let mut command = Command::new(std::env::current_exe()?);
-        on_every_cpu(&mut command);
+        on_cpus(&mut command, None);
         let child = command
-            .args(["floor", "--listen", &addr.to_string(), "--wait", wait, "--cpu", "0"])
+            .args(["floor", "--listen", &addr.to_string(), "--wait", common.wait.name()])
+            .args(["--cpu", &SERVER_CPU.to_string()])
             .args(["--udp-payload", &common.udp_payload.to_string()])
             .arg("--report")
             .arg(folder.join("work"))
             .arg("--pki")
             .arg(pki)
             .spawn()?;
+        let settings = format!("one thread, quiche, wait {}", common.wait.name());
+        let target = Target { system: System::Floor, addr, pki: pki.to_path_buf() };
+        let server = Server { child, target, settings, folder, http: None };
         std::thread::sleep(Duration::from_millis(200));
-        Ok(Server { child, addr, pki: pki.to_path_buf(), is_broker: false, folder, http: None })
+        Ok(server)
+    }
+
+    fn peer(system: System, pki: &Path) -> Result<Server, Error> {
+        let folder = fresh_folder()?;
+        let addr = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let (mut command, settings) = crate::peers::start::command(system, addr, pki, &folder)?;
+        on_cpus(&mut command, Some(SERVER_CPU));
+        let log = std::fs::File::create(folder.join("log"))?;
+        let program = command.get_program().to_string_lossy().to_string();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .map_err(|error| format!("cannot start {program}: {error}; scripts/setup.sh bench installs it"))?;
+        let target = Target { system, addr, pki: pki.to_path_buf() };
+        let server = Server { child, target, settings, folder, http: None };
+        server.wait_until("the peer did not start", || TcpStream::connect(addr).is_ok())?;
+        Ok(server)
+    }
+
+    fn wait_until(&self, what: &str, ready: impl Fn() -> bool) -> Result<(), Error> {
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while !ready() {
+            if Instant::now() > give_up {
+                let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+                let last = log.lines().rev().take(3).collect::<Vec<_>>().join(" | ");
+                return Err(format!("{what}: {last}").into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Its process.
@@ -87,23 +143,25 @@ impl Server {
         self.child.id()
     }
 
-    /// Time it spent in turns that found something to do, ns. Polling for nothing does not count.
-    pub fn work_ns(&self) -> Result<u64, Error> {
-        // Both publish the number when they were idle for a moment.
-        std::thread::sleep(Duration::from_millis(700));
-        let Some(http) = self.http else {
-            return Ok(std::fs::read_to_string(self.folder.join("work"))?.trim().parse()?);
-        };
-        let text = get(http, "/metrics").ok_or("the broker does not serve /metrics")?;
-        let line = text.lines().find(|line| line.starts_with("felix_core_work_nanoseconds_total{core=\"0\"}"));
-        Ok(line.and_then(|line| line.rsplit(' ').next()).ok_or("the broker does not tell its work")?.parse()?)
-    }
-
-    /// For tables.
-    pub fn name(&self) -> &'static str {
-        if self.is_broker { "felix" } else { "bare quiche" }
+    /// Time it spent in turns that found something to do, ns. Polling for nothing does not count. `None`: it does not tell.
+    pub fn work_ns(&self) -> Result<Option<u64>, Error> {
+        match self.target.system {
+            System::Floor => Ok(Some(std::fs::read_to_string(self.folder.join("work"))?.trim().parse()?)),
+            System::Felix => {
+                let http = self.http.ok_or("a broker without an HTTP address")?;
+                let text = get(http, "/metrics").ok_or("the broker does not serve /metrics")?;
+                let lines = text.lines().filter(|line| line.starts_with("felix_core_work_nanoseconds_total{"));
+                let mut cores = lines.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<u64>()).peekable();
+                cores.peek().ok_or("the broker does not tell its work")?;
+                Ok(Some(cores.sum::<Result<u64, _>>()?))
+            }
+            _ => Ok(None),
+        }
     }
 }
+
+/// Broker and floor publish their work when they were idle for a moment.
+pub const WORK_IS_TOLD_AFTER: Duration = Duration::from_millis(700);
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -113,15 +171,22 @@ impl Drop for Server {
     }
 }
 
-/// The clients' pinning is not inherited: a server pins itself.
-fn on_every_cpu(command: &mut Command) {
+/// Certificates of a broker's development authority, made once for floor and peers of a run.
+pub fn certificates(common: &Common) -> Result<Server, Error> {
+    Server::broker(&Common { wait: Wait::Park, cores: 1, ..common.clone() })
+}
+
+/// The clients' pinning is not inherited: a server pins itself, or runs on one CPU.
+fn on_cpus(command: &mut Command, one: Option<usize>) {
     use std::os::unix::process::CommandExt;
     // SAFETY: between fork and exec only one system call is made, on a set that lives on the stack.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
             for cpu in 0..libc::CPU_SETSIZE as usize {
-                libc::CPU_SET(cpu, &mut set);
+                if one.is_none_or(|one| one == cpu) {
+                    libc::CPU_SET(cpu, &mut set);
+                }
             }
             match libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) {
                 0 => Ok(()),
@@ -132,8 +197,10 @@ fn on_every_cpu(command: &mut Command) {
 }
 
 fn fresh_folder() -> Result<PathBuf, Error> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
-    let folder = std::env::temp_dir().join(format!("felix-bench-{}-{nanos}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("felix-bench-{}-{nanos}-{count}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
 }

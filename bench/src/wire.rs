@@ -8,6 +8,7 @@
 
 use crate::Error;
 use crate::lean::Lean;
+use crate::party::OnRecord;
 use felix_protocol::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
 use felix_protocol::batch_view::BatchView;
 use felix_protocol::envelope::{FrameType, write_frame};
@@ -30,8 +31,8 @@ fn name() -> Result<StreamName, Error> {
     Ok(StreamName::parse(STREAM)?)
 }
 
-/// Says Hello and waits for Welcome.
-pub fn hello(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
+/// A Hello.
+pub fn hello_frame() -> Vec<u8> {
     let mut out = Vec::new();
     Frame::Hello(Hello {
         version_min: WireVersion::LOWEST.0,
@@ -42,7 +43,12 @@ pub fn hello(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
         token: &[],
     })
     .encode(0, &mut out);
-    lean.write_all(0, &out, buffer)?;
+    out
+}
+
+/// Says Hello and waits for Welcome.
+pub fn hello(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
+    lean.write_all(0, &hello_frame(), buffer)?;
     await_reply(lean, 0, FrameType::Welcome, buffer)
 }
 
@@ -172,7 +178,7 @@ impl Unbatcher {
         bytes: &[u8],
         framed: bool,
         value_bytes: usize,
-        mut on_record: impl FnMut(u64, u64),
+        on_record: &mut OnRecord,
     ) -> Result<(), Error> {
         if !framed {
             self.bytes.extend_from_slice(bytes);
@@ -198,6 +204,13 @@ impl Unbatcher {
                         on_record(time, number);
                     }
                 }
+                // What a slow subscriber missed shows in the numbers of the records.
+                Frame::Deliver(Deliver { number, .. }) => {
+                    if number != self.delivery_number {
+                        return Err(format!("delivery {number}, expected {}", self.delivery_number).into());
+                    }
+                    self.delivery_number += 1;
+                }
                 other => return Err(format!("unexpected {other:?}").into()),
             }
         }
@@ -205,7 +218,8 @@ impl Unbatcher {
     }
 }
 
-fn stamp(value: &[u8]) -> (u64, u64) {
+/// Intended send time and number of a record.
+pub fn stamp(value: &[u8]) -> (u64, u64) {
     let at = |from: usize| value.get(from..from + 8).and_then(|it| it.try_into().ok()).map_or(0, u64::from_le_bytes);
     (at(0), at(8))
 }

@@ -29,6 +29,8 @@ pub struct Admission {
     pub deliveries_per_turn: usize,
     /// Bytes written to one stream in one go.
     pub write_bytes_max: usize,
+    /// Bytes of batches lent to the connections of a core at a time; beyond it deliveries are copied.
+    pub egress_bytes_max: usize,
     /// Time from a connection's handshake to its Hello, ns.
     pub hello_timeout_ns: u64,
     /// Between two reports to the control thread, ns.
@@ -48,6 +50,7 @@ impl Default for Admission {
             reads_per_turn: 1_024,
             deliveries_per_turn: 65_536,
             write_bytes_max: 64 << 10,
+            egress_bytes_max: 64 << 20,
             hello_timeout_ns: 5_000_000_000,
             report_interval_ns: 100_000_000,
         }

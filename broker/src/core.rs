@@ -18,6 +18,7 @@
 mod invariants;
 
 use crate::admission::{Admission, CoreCounters};
+use crate::egress::Egress;
 use crate::links::{LinkError, Links};
 use crate::message::{CoreReport, FromControl, MeshMessage, ShardReport, TailReport, ToControl};
 use crate::route::{Owned, RouteTable};
@@ -109,6 +110,8 @@ pub struct Core {
     report_ticket: u64,
     draining: bool,
     stopped: bool,
+    /// Batches lent to the transport.
+    pub(crate) egress: Egress,
     /// Scratch for one read and one write; lent to the work that needs it.
     pub(crate) read_scratch: Vec<u8>,
     pub(crate) write_scratch: Vec<u8>,
@@ -149,6 +152,7 @@ impl Core {
             report_ticket: 0,
             draining: false,
             stopped: false,
+            egress: Egress::new(config.admission.egress_bytes_max),
             read_scratch: vec![0; READ_BYTES],
             write_scratch: Vec::new(),
             config,
@@ -606,6 +610,7 @@ impl Core {
             return;
         }
         self.report_asked = false;
+        self.egress.trim();
         self.reported_sessions = self.sessions.count();
         let me = self.config.me;
         let mut report = CoreReport {

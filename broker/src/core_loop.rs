@@ -23,7 +23,7 @@ use crate::message::{FromControl, MeshMessage};
 use crate::metrics::CoreMetrics;
 use crate::principal::principal_of;
 use felix_protocol::time::{Now, Time, Timestamp};
-use felix_quic::{ConnId, DatagramError, Endpoint, Event, Route, StreamError};
+use felix_quic::{ConnId, DatagramError, Endpoint, Event, LentBytes, Route, StreamError};
 use felix_shard::event::ConnKey;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -32,6 +32,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const RECEIVES_PER_TURN: usize = 4;
 /// Mesh messages of one turn.
 const MAIL_PER_TURN: usize = 1_024;
+/// Packets or trains built before they are sent: the first receivers work while the next packets are made.
+const SEND_TOGETHER: usize = 16;
 /// Turns between two copies of the counters into the metrics.
 const METRICS_EVERY: u32 = 64;
 /// Longest time the metrics of an idle core stay as they were.
@@ -104,6 +106,10 @@ impl Links for RealLinks<'_> {
 
     fn stream_send(&mut self, conn: ConnKey, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, LinkError> {
         self.endpoint.stream_send(id(conn), stream, bytes, fin).map_err(link_error)
+    }
+
+    fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError> {
+        self.endpoint.stream_lend(id(conn), stream, bytes).map_err(link_error)
     }
 
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize {
@@ -293,7 +299,12 @@ impl CoreLoop {
                 })
             });
             match pushed {
-                Pushed::Added => any = true,
+                Pushed::Added => {
+                    any = true;
+                    if self.transmit.waiting() >= SEND_TOGETHER && self.transmit.flush(&self.socket).blocked {
+                        return any;
+                    }
+                }
                 Pushed::Full => {
                     if self.transmit.flush(&self.socket).blocked {
                         return any;

@@ -1,8 +1,9 @@
 //! **What**: the fan-out side of a core: asks the fan-out for what each scheduled subscriber gets next and writes it.
 //!
 //! ```text
-//! scheduled subscriber -> its delivery stream's ready list -> next(), prefix + shared bytes in one scratch
+//! scheduled subscriber -> its delivery stream's ready list -> next(), prefix + small batches in one scratch
 //!   -> one stream_send per stream and turn -> what flow control cut stays in the stream's buffer
+//! a large batch is lent to the transport instead (`egress.rs`): one copy per core
 //! ```
 //!
 //! **Invariants**: subscriptions of one stream take turns. A stream whose send was short is left alone until the
@@ -13,35 +14,47 @@
 //! **See**: `felix_shard::fan_out`.
 
 use crate::core::Core;
+use crate::egress::Egress;
 use crate::links::{LinkError, Links};
 use crate::session::DeliveryStream;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{DELIVER_PREFIX_BYTES, Deliver, Delivery, DeliveryMode, Frame, deliver_prefix};
 use felix_protocol::ids::SubscriptionId;
 use felix_protocol::time::Now;
+use felix_quic::LentBytes;
 use felix_shard::event::{ConnKey, SubKey};
 use felix_shard::fan_out::{FanOut, Next};
 
 /// What came of one step of a subscriber.
 enum Stepped {
-    /// A frame is at the end of the scratch.
-    Frame { is_batch: bool },
+    /// A frame is at the end of the scratch; of a lent batch only what comes before it.
+    Frame { is_batch: bool, lent: Option<LentBytes> },
     /// Nothing now.
     Wait,
     /// It ended.
     Closed(ErrorCode),
 }
 
-/// Appends the next frame of a subscriber to `out`.
-fn step(fan_out: &mut FanOut, now: Now, key: SubKey, id: SubscriptionId, out: &mut Vec<u8>) -> Stepped {
+/// Appends the next frame of a subscriber to `out`. With `egress` a large batch is lent instead.
+fn step(
+    fan_out: &mut FanOut,
+    egress: Option<&mut Egress>,
+    now: Now,
+    key: SubKey,
+    id: SubscriptionId,
+    out: &mut Vec<u8>,
+) -> Stepped {
     let start = out.len();
     let (number, covered, delivery) = match fan_out.next(now, key) {
         Next::Batch { number, covered, batch } => {
             out.extend_from_slice(&deliver_prefix(id, number, covered, batch.bytes().len()));
-            out.extend_from_slice(batch.bytes());
             let bytes = DELIVER_PREFIX_BYTES + batch.bytes().len();
+            let lent = egress.and_then(|egress| egress.lend(batch));
+            if lent.is_none() {
+                out.extend_from_slice(batch.bytes());
+            }
             fan_out.charge(key, bytes);
-            return Stepped::Frame { is_batch: true };
+            return Stepped::Frame { is_batch: true, lent };
         }
         Next::Gap { number, covered } => (number, covered, Delivery::Gap),
         Next::Progress { number, covered } => (number, covered, Delivery::Progress),
@@ -51,7 +64,38 @@ fn step(fan_out: &mut FanOut, now: Now, key: SubKey, id: SubscriptionId, out: &m
     Frame::Deliver(Deliver { number, covered, delivery }).encode(id.0, out);
     let bytes = out.len() - start;
     fan_out.charge(key, bytes);
-    Stepped::Frame { is_batch: false }
+    Stepped::Frame { is_batch: false, lent: None }
+}
+
+/// Where a turn's writes to one delivery stream go.
+struct Writer<'a> {
+    delivery: &'a mut DeliveryStream,
+    conn: ConnKey,
+    written: usize,
+}
+
+impl Writer<'_> {
+    /// Sends `bytes`, and `lent` behind them. After a short send the rest is kept.
+    fn put(&mut self, bytes: &[u8], lent: Option<&LentBytes>, links: &mut impl Links) -> Result<(), LinkError> {
+        let (conn, stream) = (self.conn, self.delivery.stream);
+        self.written += bytes.len();
+        if !bytes.is_empty() {
+            let sent = links.stream_send(conn, stream, bytes, false)?;
+            if sent < bytes.len() {
+                self.delivery.out.keep(&bytes[sent..]);
+                self.delivery.blocked = true;
+            }
+        }
+        let Some(lent) = lent else { return Ok(()) };
+        let batch = (**lent).as_ref();
+        self.written += batch.len();
+        let sent = if self.delivery.blocked { 0 } else { links.stream_lend(conn, stream, lent.clone())? };
+        if sent < batch.len() {
+            self.delivery.out.keep(&batch[sent..]);
+            self.delivery.blocked = true;
+        }
+        Ok(())
+    }
 }
 
 impl Core {
@@ -118,7 +162,7 @@ impl Core {
         scratch: &mut Vec<u8>,
         links: &mut impl Links,
     ) {
-        let Core { fan_out, sessions, counters, config, .. } = self;
+        let Core { fan_out, sessions, counters, config, egress, .. } = self;
         let Some(delivery) = sessions.get(conn).and_then(|it| it.delivery_stream(stream)) else { return };
         delivery.queued = false;
         match delivery.out.flush(conn, stream, links) {
@@ -137,37 +181,38 @@ impl Core {
         let room = links.stream_capacity(conn, stream).clamp(1, config.admission.write_bytes_max);
         scratch.clear();
         let mut closed = None;
-        while scratch.len() < room && *budget > 0 {
-            let Some((key, id)) = delivery.ready.front().copied() else { break };
-            match step(fan_out, now, key, id, scratch) {
-                Stepped::Frame { is_batch } => {
+        let mut writer = Writer { delivery, conn, written: 0 };
+        let mut sent = Ok(());
+        while writer.written + scratch.len() < room && *budget > 0 && !writer.delivery.blocked {
+            let Some((key, id)) = writer.delivery.ready.front().copied() else { break };
+            match step(fan_out, Some(egress), now, key, id, scratch) {
+                Stepped::Frame { is_batch, lent } => {
                     *budget -= 1;
                     counters.deliveries += u64::from(is_batch);
-                    if delivery.ready.len() > 1 {
-                        delivery.ready.rotate_left(1);
+                    if writer.delivery.ready.len() > 1 {
+                        writer.delivery.ready.rotate_left(1);
+                    }
+                    if lent.is_some() {
+                        sent = writer.put(scratch, lent.as_ref(), links);
+                        scratch.clear();
+                        if sent.is_err() {
+                            break;
+                        }
                     }
                 }
                 Stepped::Wait => {
-                    delivery.ready.pop_front();
+                    writer.delivery.ready.pop_front();
                 }
                 Stepped::Closed(code) => {
-                    delivery.ready.pop_front();
+                    writer.delivery.ready.pop_front();
                     closed = Some((key, code));
                     break;
                 }
             }
         }
-        let sent = match scratch.is_empty() {
-            true => Ok(0),
-            false => links.stream_send(conn, stream, scratch, false),
-        };
-        match sent {
-            Ok(bytes) if bytes < scratch.len() => {
-                delivery.out.keep(&scratch[bytes..]);
-                delivery.blocked = true;
-            }
-            Ok(_) => {
-                if !delivery.ready.is_empty() && closed.is_none() {
+        match sent.and_then(|()| writer.put(scratch, None, links)) {
+            Ok(()) => {
+                if !delivery.blocked && !delivery.ready.is_empty() && closed.is_none() {
                     delivery.queued = true;
                     self.delivery_queue.push_back((conn, stream));
                 }
@@ -211,8 +256,8 @@ impl Core {
         while *budget > 0 {
             let Some((key, id)) = session.datagrams.front().copied() else { break };
             scratch.clear();
-            match step(fan_out, now, key, id, scratch) {
-                Stepped::Frame { is_batch } => {
+            match step(fan_out, None, now, key, id, scratch) {
+                Stepped::Frame { is_batch, .. } => {
                     *budget -= 1;
                     match links.datagram_send(conn, scratch) {
                         Ok(()) => counters.deliveries += u64::from(is_batch),

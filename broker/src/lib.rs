@@ -26,6 +26,7 @@ pub mod core;
 pub mod core_loop;
 pub mod delivery;
 pub mod dev;
+pub mod egress;
 pub mod http;
 #[allow(unsafe_code, reason = "system calls of sockets and of the executor are made here and nowhere else")]
 pub mod io;

@@ -8,6 +8,7 @@
 //! **See**: `core.rs`.
 
 use crate::message::MeshMessage;
+use felix_quic::LentBytes;
 use felix_shard::event::ConnKey;
 
 /// Why a call did nothing.
@@ -40,6 +41,8 @@ pub trait Links {
     fn stream_recv(&mut self, conn: ConnKey, stream: u64, buffer: &mut [u8]) -> Result<Read, LinkError>;
     /// Writes to a stream; returns how many bytes were taken.
     fn stream_send(&mut self, conn: ConnKey, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, LinkError>;
+    /// Writes to a stream without a copy: the bytes are held until the peer acknowledged them. Returns how many were taken.
+    fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError>;
     /// Bytes a stream would take now.
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize;
     /// Tells the peer to stop sending on a stream.

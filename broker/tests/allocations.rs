@@ -18,7 +18,7 @@ use felix_protocol::names::StreamName;
 use felix_protocol::time::{Now, Time, Timestamp};
 use felix_quic::{
     ClientAuth, ClientConfig, ClientConnection, ClientTls, ConnId, Connector, CoreSlot, Endpoint, EndpointConfig,
-    EndpointSecrets, Event, ServerTls,
+    EndpointSecrets, Event, LentBytes, ServerTls,
 };
 use felix_shard::event::ConnKey;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -85,6 +85,9 @@ impl Links for CountedLinks<'_> {
     }
     fn stream_send(&mut self, conn: ConnKey, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, LinkError> {
         counted(self.quic, || self.endpoint.stream_send(id(conn), stream, bytes, fin)).map_err(|_| LinkError::Closed)
+    }
+    fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError> {
+        counted(self.quic, || self.endpoint.stream_lend(id(conn), stream, bytes)).map_err(|_| LinkError::Closed)
     }
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize {
         counted(self.quic, || self.endpoint.stream_capacity(id(conn), stream)).unwrap_or(0)

@@ -3,7 +3,7 @@
 //! ```text
 //!  0 u32 magic     "FLXC"
 //!  4 u8  version   of the body, per type
-//!  5 u8  type      1 entry, 2 watch delta, 3 watch snapshot, 4 state snapshot
+//!  5 u8  type      1 entry, 2 watch delta, 3 watch snapshot, 4 state snapshot, 5 to 9 raft (`raft_frames.rs`)
 //!  6 u16 reserved  0
 //!  8 u32 length    whole frame, this header included
 //! 12 u32 CRC32C    of bytes 0..12 and of the body
@@ -16,7 +16,7 @@
 //!
 //! **See**: `command.rs`, `watch.rs`, `snapshot.rs`, which own the bodies.
 
-use crate::limits::{ENTRY_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::limits::{ENTRY_BYTES_MAX, FRAME_BYTES_MAX, HEAD_BYTES_MAX, RAFT_ENTRY_BYTES_MAX};
 use felix_protocol::codec::{DecodeError, Reader, Writer};
 
 /// First bytes of every frame: "FLXC".
@@ -36,6 +36,16 @@ pub enum FrameKind {
     WatchSnapshot = 3,
     /// The whole state, rkyv.
     StateSnapshot = 4,
+    /// An entry of the raft log.
+    RaftEntry = 5,
+    /// What the raft log knows besides its entries.
+    LogHead = 6,
+    /// Whose metadata folder it is.
+    Identity = 7,
+    /// How far the raft log is on disk.
+    Synced = 8,
+    /// A snapshot file: what raft needs, and the state.
+    SnapshotFile = 9,
 }
 
 impl FrameKind {
@@ -48,7 +58,11 @@ impl FrameKind {
     pub const fn bytes_max(self) -> usize {
         match self {
             FrameKind::Entry => ENTRY_BYTES_MAX,
-            FrameKind::Delta | FrameKind::WatchSnapshot | FrameKind::StateSnapshot => FRAME_BYTES_MAX,
+            FrameKind::RaftEntry => RAFT_ENTRY_BYTES_MAX,
+            FrameKind::LogHead | FrameKind::Identity | FrameKind::Synced => HEAD_BYTES_MAX,
+            FrameKind::Delta | FrameKind::WatchSnapshot | FrameKind::StateSnapshot | FrameKind::SnapshotFile => {
+                FRAME_BYTES_MAX
+            }
         }
     }
 }

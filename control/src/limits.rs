@@ -30,6 +30,16 @@ pub const PRINCIPAL_BYTES_MAX: usize = 255;
 pub const COMMAND_BYTES_MAX: usize = 8 << 10;
 /// Largest entry of the metadata log, frame header included.
 pub const ENTRY_BYTES_MAX: usize = 16 << 10;
+/// Largest entry of the raft log: one of the metadata log, or all members.
+pub const RAFT_ENTRY_BYTES_MAX: usize = 32 << 10;
+/// Largest small record of a metadata folder: identity, log head, how far it is synced.
+pub const HEAD_BYTES_MAX: usize = 4 << 10;
+/// Members of the raft group, learners included.
+pub const MEMBERS_MAX: usize = 32;
+/// Largest address of a member.
+pub const ADDRESS_BYTES_MAX: usize = 255;
+/// Proposals of one member that may wait for their commit; more are told to come again.
+pub const PROPOSALS_MAX: usize = 1_024;
 /// Largest frame of the watch and largest state snapshot: a length is a u32, and rkyv's relative pointers reach 2 GiB.
 pub const FRAME_BYTES_MAX: usize = 2 << 30;
 /// Changes after which the watch begins another delta.
@@ -38,5 +48,8 @@ pub const DELTA_CHANGES_MAX: usize = 256;
 // The longest command is a CreateStream: kind, name, 4 KiB of settings at most, a flag.
 const _: () = assert!(8 + 2 * LABEL_BYTES_MAX + STREAM_NAME_BYTES_MAX + 2 + 4_096 < COMMAND_BYTES_MAX);
 const _: () = assert!(COMMAND_BYTES_MAX + PRINCIPAL_BYTES_MAX + TLV_BYTES_MAX + 64 < ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX + TLV_BYTES_MAX + 64 < RAFT_ENTRY_BYTES_MAX);
+const _: () = assert!(MEMBERS_MAX * (3 * 16 + 2 + ADDRESS_BYTES_MAX) + 128 < RAFT_ENTRY_BYTES_MAX);
+const _: () = assert!(ENTRY_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(COMMAND_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize);

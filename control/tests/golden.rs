@@ -4,15 +4,19 @@
 use felix_control::authorise::Principal;
 use felix_control::command::{Action, Entry, Internal};
 use felix_control::framed::{FrameError, FrameKind};
+use felix_control::raft_frames::*;
+use felix_control::raft_types::{EntryBytes, LogId, Membership, Peer, RaftEntry, StoredMembership, Vote};
 use felix_control::snapshot::{self, SnapshotError};
 use felix_control::state::State;
 use felix_control::watch::{Change, Delta, Snapshot};
 use felix_protocol::codec::DecodeError;
-use felix_protocol::ids::{CoreId, NodeId, NodeSession};
+use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
 use felix_protocol::metadata::*;
 use felix_protocol::names::{NamespaceName, StreamName};
 use felix_protocol::position::Lineage;
 use felix_protocol::time::Timestamp;
+use openraft::{EntryPayload, LeaderId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 fn path(name: &str) -> PathBuf {
@@ -80,6 +84,45 @@ fn state_and_changes() -> (State, Vec<Change>) {
     (state, changes)
 }
 
+fn log_id(term: u64, index: u64) -> LogId {
+    LogId::new(LeaderId::new(term, 0xabcd), index)
+}
+
+/// Two voter sets, as in the middle of a change, and a learner.
+fn membership() -> Membership {
+    let address = |text: &str| Peer { address: text.into() };
+    let nodes = BTreeMap::from([(0xabcd, address("")), (2, address("b.example:7001")), (3, address("c.example:7001"))]);
+    Membership::new(vec![BTreeSet::from([0xabcd]), BTreeSet::from([0xabcd, 2])], nodes)
+}
+
+fn raft_entries() -> Vec<(&'static str, RaftEntry)> {
+    let command = EntryBytes(entries()[0].1.encode().unwrap());
+    let entry = |index, payload| RaftEntry { log_id: log_id(3, index), payload };
+    vec![
+        ("raft_entry_nothing.bin", entry(7, EntryPayload::Blank)),
+        ("raft_entry_command.bin", entry(8, EntryPayload::Normal(command))),
+        ("raft_entry_membership.bin", entry(9, EntryPayload::Membership(membership()))),
+    ]
+}
+
+fn log_heads() -> Vec<(&'static str, LogHead)> {
+    let full = LogHead {
+        writes: 1_000,
+        vote: Some(Vote::new_committed(4, 0xabcd)),
+        committed: Some(log_id(3, 8)),
+        purged: Some(log_id(2, 5)),
+        last: Some(log_id(4, 9)),
+    };
+    vec![("log_head.bin", full), ("log_head_new.bin", LogHead::default())]
+}
+
+const IDENTITY: Identity = Identity { cluster: ClusterId(0xc0ffee), node: NodeId(0xabcd) };
+const SYNCED: Synced = Synced { writes: 1_000 };
+
+fn snapshot_head() -> SnapshotHead {
+    SnapshotHead { last: Some(log_id(3, 9)), membership: StoredMembership::new(Some(log_id(3, 9)), membership()) }
+}
+
 /// Every golden file and the bytes that this build would write.
 fn files() -> Vec<(String, Vec<u8>)> {
     let (state, changes) = state_and_changes();
@@ -90,7 +133,15 @@ fn files() -> Vec<(String, Vec<u8>)> {
             ("delta.bin".to_string(), delta.encode().unwrap()),
             ("watch_snapshot.bin".to_string(), state.watch_snapshot().encode().unwrap()),
             ("state_snapshot.bin".to_string(), snapshot::encode(&state).unwrap()),
+            ("identity.bin".to_string(), IDENTITY.encode()),
+            ("synced.bin".to_string(), SYNCED.encode()),
+            (
+                "snapshot_file.bin".to_string(),
+                encode_snapshot(&snapshot_head(), &snapshot::encode(&state).unwrap()).unwrap(),
+            ),
         ])
+        .chain(raft_entries().iter().map(|(name, entry)| (name.to_string(), encode_entry(entry).unwrap())))
+        .chain(log_heads().iter().map(|(name, head)| (name.to_string(), head.encode())))
         .collect()
 }
 
@@ -122,7 +173,18 @@ fn this_build_reads_the_golden_bytes() {
     let delta = Delta { from_version: 0, to_version: state.version(), changes };
     assert_eq!(Delta::decode(&golden("delta.bin")), Ok(delta));
     assert_eq!(Snapshot::decode(&golden("watch_snapshot.bin")), Ok(state.watch_snapshot()));
-    assert_eq!(snapshot::decode(&golden("state_snapshot.bin")), Ok(state));
+    assert_eq!(snapshot::decode(&golden("state_snapshot.bin")).as_ref(), Ok(&state));
+    for (name, entry) in raft_entries() {
+        assert_eq!(decode_entry(&golden(name)), Ok(entry), "{name}");
+    }
+    for (name, head) in log_heads() {
+        assert_eq!(LogHead::decode(&golden(name)), Ok(head), "{name}");
+    }
+    assert_eq!(Identity::decode(&golden("identity.bin")), Ok(IDENTITY));
+    assert_eq!(Synced::decode(&golden("synced.bin")), Ok(SYNCED));
+    let file = golden("snapshot_file.bin");
+    let (head, inner) = decode_snapshot(&file).unwrap();
+    assert_eq!((head, snapshot::decode(inner)), (snapshot_head(), Ok(state)));
 }
 
 /// One entry written out by hand, so that the layout is checked against its description and not only against itself.
@@ -146,6 +208,30 @@ fn the_layout_is_the_one_described() {
     let checksum = crc32c::crc32c(&checked);
     expected[12..16].copy_from_slice(&checksum.to_le_bytes());
     assert_eq!(golden("entry_set_core_count.bin"), expected);
+}
+
+/// The record that everything hangs on, written out by hand.
+#[test]
+fn the_log_head_is_the_one_described() {
+    let mut expected = Vec::new();
+    expected.extend(*b"FLXC");
+    expected.extend([1, 6, 0, 0]); // version, type, reserved
+    expected.extend([0; 8]); // length and checksum, below
+    expected.extend(1_000u64.to_le_bytes());
+    expected.push(3); // a vote, granted
+    expected.extend(4u64.to_le_bytes());
+    expected.extend(0xabcdu128.to_le_bytes());
+    for (index, term) in [(8u64, 3u64), (5, 2), (9, 4)] {
+        expected.push(1);
+        expected.extend(index.to_le_bytes());
+        expected.extend(term.to_le_bytes());
+        expected.extend(0xabcdu128.to_le_bytes());
+    }
+    let length = expected.len() as u32;
+    expected[8..12].copy_from_slice(&length.to_le_bytes());
+    let checksum = crc32c::crc32c(&[&expected[..12], &expected[16..]].concat());
+    expected[12..16].copy_from_slice(&checksum.to_le_bytes());
+    assert_eq!(golden("log_head.bin"), expected);
 }
 
 #[test]
@@ -176,7 +262,14 @@ fn corrupt_twins_are_refused_with_the_exact_reason() {
 #[test]
 fn every_single_bit_flip_is_refused() {
     type Refuses = fn(&[u8]) -> bool;
-    let cases: [(&str, Refuses); 4] = [
+    let cases: [(&str, Refuses); 11] = [
+        ("identity.bin", |bytes| Identity::decode(bytes).is_err()),
+        ("synced.bin", |bytes| Synced::decode(bytes).is_err()),
+        ("log_head.bin", |bytes| LogHead::decode(bytes).is_err()),
+        ("snapshot_file.bin", |bytes| decode_snapshot(bytes).is_err()),
+        ("raft_entry_nothing.bin", |bytes| decode_entry(bytes).is_err()),
+        ("raft_entry_command.bin", |bytes| decode_entry(bytes).is_err()),
+        ("raft_entry_membership.bin", |bytes| decode_entry(bytes).is_err()),
         ("state_snapshot.bin", |bytes| snapshot::decode(bytes).is_err()),
         ("watch_snapshot.bin", |bytes| Snapshot::decode(bytes).is_err()),
         ("delta.bin", |bytes| Delta::decode(bytes).is_err()),

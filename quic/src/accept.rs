@@ -143,7 +143,7 @@ impl Endpoint {
         self.quic.set_stateless_reset_token(Some(u128::from_be_bytes(reset_token)));
         let own_quiche = own.to_quiche();
         let quic = match &original {
-            None => quiche::accept(&own_quiche, None, path.local, path.peer, &mut self.quic),
+            None => quiche::accept_with_buf_factory(&own_quiche, None, path.local, path.peer, &mut self.quic),
             Some(original) => {
                 let ids = quiche::RetryConnectionIds {
                     original_destination_cid: &original.to_quiche(),

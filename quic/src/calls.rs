@@ -8,6 +8,7 @@
 //!
 //! **See** `endpoint.rs`.
 
+use crate::buffers::LentBytes;
 use crate::conn_id::ConnId;
 use crate::connection::Connection;
 use crate::endpoint::Endpoint;
@@ -30,6 +31,14 @@ impl Endpoint {
     /// follows. `fin` counts only if all bytes were taken.
     pub fn stream_send(&mut self, conn: ConnId, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, StreamError> {
         let result = self.connection(conn)?.stream_send(stream, bytes, fin);
+        self.soil(conn);
+        result
+    }
+
+    /// Writes to a stream without a copy: the bytes are held until the peer acknowledged them. A short count as with
+    /// `stream_send`; what was not taken is let go.
+    pub fn stream_lend(&mut self, conn: ConnId, stream: u64, bytes: LentBytes) -> Result<usize, StreamError> {
+        let result = self.connection(conn)?.stream_lend(stream, bytes);
         self.soil(conn);
         result
     }

@@ -112,7 +112,8 @@ impl ClientConnection {
             Some(address) => (None, connector.for_address(address)?),
             None => (Some(server_name), &mut connector.by_name),
         };
-        let quic = quiche::connect_with_dcid(name, &own, &first, local, peer, config).map_err(|_| ConnectError::Tls)?;
+        let quic = quiche::connect_with_dcid_and_buffer_factory(name, &own, &first, local, peer, config)
+            .map_err(|_| ConnectError::Tls)?;
         let counters = Counters { connections: 1, handshakes_in_flight: 1, handshakes_total: 1, ..Counters::default() };
         Ok(ClientConnection {
             connection: Connection::new(quic, peer, now, habits),

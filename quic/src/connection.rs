@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::buffers::QuicheConnection;
 use crate::conn_id::ConnId;
 use crate::event::{CloseReason, Event};
 use crate::settings::AckDelay;
@@ -71,7 +72,7 @@ pub struct ConnStats {
 }
 
 pub(crate) struct Connection {
-    pub(crate) quic: quiche::Connection,
+    pub(crate) quic: QuicheConnection,
     pub(crate) marks: StreamMarks,
     peer: SocketAddr,
     phase: Phase,
@@ -103,7 +104,7 @@ struct AckWait {
 }
 
 impl Connection {
-    pub(crate) fn new(quic: quiche::Connection, peer: SocketAddr, now: Instant, habits: Habits) -> Connection {
+    pub(crate) fn new(quic: QuicheConnection, peer: SocketAddr, now: Instant, habits: Habits) -> Connection {
         let marks = StreamMarks::new(quic.is_server());
         Connection {
             quic,

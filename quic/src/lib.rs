@@ -22,6 +22,7 @@
 
 mod accept;
 mod admission;
+mod buffers;
 mod calls;
 mod client;
 mod conn_id;
@@ -41,6 +42,7 @@ mod tls;
 mod token;
 mod train;
 
+pub use buffers::LentBytes;
 pub use client::{ClientConnection, Connector};
 pub use conn_id::{ConnId, CoreSlot, Route};
 pub use connection::ConnStats;

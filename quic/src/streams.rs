@@ -10,6 +10,7 @@
 //!
 //! **See** `connection.rs`.
 
+use crate::buffers::{Chunk, LentBytes};
 use crate::conn_id::ConnId;
 use crate::connection::{Connection, Phase};
 use crate::error::{DatagramError, StreamError};
@@ -110,9 +111,15 @@ impl Connection {
     /// Short counts are remembered: `StreamWritable` follows.
     pub(crate) fn stream_send(&mut self, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, StreamError> {
         self.check_open()?;
-        match self.quic.stream_send(stream, bytes, fin) {
+        let sent = self.quic.stream_send(stream, bytes, fin);
+        self.after_send(stream, bytes.len(), sent)
+    }
+
+    /// Remembers what a send of `length` bytes did not take.
+    fn after_send(&mut self, stream: u64, length: usize, sent: quiche::Result<usize>) -> Result<usize, StreamError> {
+        match sent {
             Ok(sent) => {
-                if sent < bytes.len() {
+                if sent < length {
                     self.marks.block(stream);
                 } else if self.marks.is_write_blocked() {
                     self.marks.unblock(stream);
@@ -120,7 +127,7 @@ impl Connection {
                 Ok(sent)
             }
             // Done also means that quiche forgot the stream: then no event would ever come.
-            Err(quiche::Error::Done) if !bytes.is_empty() && !self.quic.stream_closed(stream) => {
+            Err(quiche::Error::Done) if length > 0 && !self.quic.stream_closed(stream) => {
                 self.marks.block(stream);
                 Ok(0)
             }
@@ -134,6 +141,14 @@ impl Connection {
                 })
             }
         }
+    }
+
+    /// Like `stream_send`, but the bytes are lent until they are acknowledged. Those that were not taken are let go.
+    pub(crate) fn stream_lend(&mut self, stream: u64, bytes: LentBytes) -> Result<usize, StreamError> {
+        self.check_open()?;
+        let length = (*bytes).as_ref().len();
+        let sent = self.quic.stream_send_zc(stream, Chunk::lent(bytes), false).map(|(sent, _)| sent);
+        self.after_send(stream, length, sent)
     }
 
     /// Bytes that a send would take now.

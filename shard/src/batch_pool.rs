@@ -184,6 +184,11 @@ impl SharedBatch {
         Some(self.inner.header.append_time.saturating_add_ns(ttl_ns(ttl_ms)))
     }
 
+    /// Whether both are handles of one batch.
+    pub fn is_same(&self, other: &SharedBatch) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Whether this handle is the only one.
     pub fn is_unique(&self) -> bool {
         Arc::strong_count(&self.inner) == 1

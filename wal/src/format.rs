@@ -8,6 +8,11 @@
 //! **See**: `names.rs` (where things lie), `header.rs` (how every file begins).
 
 pub mod entry;
+pub mod frame;
 pub mod group;
 pub mod header;
+pub mod index;
+pub mod meta;
 pub mod names;
+pub mod segment;
+pub mod stored;

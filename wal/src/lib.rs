@@ -9,15 +9,39 @@
 //! **See**: `disk.rs` for the vocabulary, DESIGN.md for the layout of a data folder.
 #![forbid(unsafe_code)]
 
+pub mod at_rest;
+pub mod check;
+pub mod chunk_builder;
+pub mod compact;
+mod compact_map;
+mod compact_output;
 pub mod core_wal;
 pub mod disk;
+pub mod dump;
 pub mod format;
 pub mod group_commit;
+pub mod index_rebuild;
+mod invariants;
+mod job;
 pub mod judge;
+pub mod keyring;
+mod listing;
+pub mod log;
+pub mod log_open;
 pub mod mem_disk;
 mod mem_file;
 mod prepare;
+pub mod quarantine;
+pub mod queue;
+pub mod read;
+mod read_error;
 pub mod recover;
+pub mod repair;
+pub mod retain;
 pub mod retire;
 mod ring;
+pub mod script;
+mod stream;
+mod time_seek;
+pub mod truncate;
 mod window;

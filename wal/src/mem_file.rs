@@ -177,10 +177,14 @@ impl MemFile {
             return false;
         }
         for map in [&mut self.live, &mut self.durable] {
-            for (index, byte) in bytes.iter().enumerate() {
-                let at = at + index as u64;
+            let (mut at, mut rest) = (at, bytes);
+            while !rest.is_empty() {
+                let from = (at % BLOCK_BYTES as u64) as usize;
+                let (piece, behind) = rest.split_at(rest.len().min(BLOCK_BYTES - from));
                 let block = map.entry(at / BLOCK_BYTES as u64).or_insert_with(zeros);
-                Arc::make_mut(block)[(at % BLOCK_BYTES as u64) as usize] = *byte;
+                Arc::make_mut(block)[from..from + piece.len()].copy_from_slice(piece);
+                at += piece.len() as u64;
+                rest = behind;
             }
         }
         true

@@ -248,4 +248,20 @@ fn damaged_groups_are_refused() {
     let found = damaged("bad-group-padding-bit", |b| *b.last_mut().unwrap() ^= 1);
     assert!(matches!(found, Err(GroupError::BodyChecksum { .. })), "{found:?}");
     assert_eq!(header.payload(seed, &good[..4_000]), Err(GroupError::Truncated));
+    // Behind checksums that fit.
+    let refit: Damage = |b| {
+        *b.last_mut().unwrap() = 1;
+        let seed = crc32c_of_seed();
+        let body = crc32c::crc32c_append(seed, &b[GROUP_HEADER_BYTES..]);
+        b[12..16].copy_from_slice(&body.to_le_bytes());
+        let head = crc32c::crc32c_append(crc32c::crc32c_append(seed, &b[..8]), &b[12..GROUP_HEADER_BYTES]);
+        b[8..12].copy_from_slice(&head.to_le_bytes());
+    };
+    assert_eq!(damaged("bad-group-padding", refit), Err(GroupError::BadField("padding")));
+}
+
+/// What `GroupSeed::of(SALT)` is: part of the format, so it is written down here once more.
+fn crc32c_of_seed() -> u32 {
+    let words = [0x0302_0100u32, 0x0706_0504, 0x0b0a_0908, 0x0f0e_0d0c];
+    words.into_iter().fold(0, |seed, word| seed.rotate_left(7) ^ word)
 }

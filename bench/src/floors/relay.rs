@@ -10,7 +10,7 @@
 //!
 //! **Never**: anything of Felix.
 //!
-//! **See**: `../fanout.rs`, `../latency.rs`.
+//! **See**: `../cell.rs`.
 
 use std::collections::HashMap;
 use std::mem::{size_of, zeroed};
@@ -30,6 +30,8 @@ struct Peer {
     subscribes: bool,
     publishes: bool,
     dirty: bool,
+    /// What flow control did not take yet.
+    rest: Vec<u8>,
 }
 
 struct Train {
@@ -43,7 +45,7 @@ struct Train {
 pub fn serve(
     listen: SocketAddr,
     pki: &Path,
-    busy: bool,
+    spin: Duration,
     udp_payload: usize,
     report: &Path,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -71,6 +73,7 @@ pub fn serve(
     let mut arena = vec![0u8; ARENA_BYTES];
     let mut messages = vec![0u8; 256 << 10];
     let mut next_timeout = Instant::now();
+    let mut last_work = Instant::now();
     let (mut work_ns, mut working_since, mut reported) = (0u64, None::<Instant>, 0u64);
     loop {
         let turn = Instant::now();
@@ -96,16 +99,27 @@ pub fn serve(
             }
             next_timeout = now + Duration::from_millis(5);
         }
+        for peer in peers.iter_mut().filter(|peer| peer.dirty && !peer.rest.is_empty()) {
+            let sent = peer.conn.stream_send(OUT_STREAM, &peer.rest, false).unwrap_or(0);
+            peer.rest.drain(..sent);
+        }
         let bytes = read_publishers(&mut peers, &mut messages);
         if bytes > 0 {
             for peer in peers.iter_mut().filter(|peer| peer.subscribes) {
-                // A short write would cut a message: the caller keeps the load within the windows.
-                let _ = peer.conn.stream_send(OUT_STREAM, &messages[..bytes], false);
+                let messages = &messages[..bytes];
+                let sent = match peer.rest.is_empty() {
+                    true => peer.conn.stream_send(OUT_STREAM, messages, false).unwrap_or(0),
+                    false => 0,
+                };
+                // The caller bounds what is under way, and so what waits here.
+                peer.rest.extend_from_slice(&messages[sent..]);
                 peer.dirty = true;
             }
         }
         send(&socket, &mut peers, &mut arena);
-        if received == 0 && !busy {
+        if received > 0 {
+            last_work = turn;
+        } else if turn.duration_since(last_work) >= spin {
             wait(&socket, Duration::from_millis(5));
         }
     }
@@ -130,7 +144,7 @@ fn take(
             let Ok(conn) = quiche::accept(&scid, None, listen, from, config) else { return };
             ids.insert(id.to_vec(), peers.len());
             ids.insert(header.dcid.to_vec(), peers.len());
-            peers.push(Peer { conn, addr: from, subscribes: false, publishes: false, dirty: true });
+            peers.push(Peer { conn, addr: from, subscribes: false, publishes: false, dirty: true, rest: Vec::new() });
             peers.len() - 1
         }
         None => return,
@@ -150,7 +164,9 @@ fn take(
 fn read_publishers(peers: &mut [Peer], messages: &mut [u8]) -> usize {
     let mut bytes = 0;
     for peer in peers.iter_mut().filter(|peer| peer.publishes && peer.dirty) {
-        while let Ok((count, _)) = peer.conn.stream_recv(0, &mut messages[bytes..]) {
+        while bytes < messages.len()
+            && let Ok((count, _)) = peer.conn.stream_recv(0, &mut messages[bytes..])
+        {
             bytes += count;
         }
     }

@@ -1,8 +1,9 @@
 //! **What**: how a core's loop waits for its next event: a datagram, a mesh message, a disk completion, a deadline, a
 //! socket that takes more.
 //!
-//! The loop polls its sources itself and asks the waiter only when it found nothing. Busy returns at once; hybrid
-//! returns at once until `spin` has passed since the last work, then parks; park parks.
+//! The loop polls its sources itself and asks the waiter only when it found nothing. Busy returns at once; park parks;
+//! hybrid returns at once until the next work is overdue, then parks: after `spin` on a quiet core, and after twice the
+//! usual pause between two pieces of work on one that is used steadily (`Pace`).
 //!
 //! ```text
 //!   parked loop <- peek of the UDP socket    IORING_OP_RECV + MSG_PEEK completed: a datagram is there
@@ -82,6 +83,53 @@ pub struct Until {
     pub writable: bool,
 }
 
+/// How long hybrid waits for the next work before it parks. A park costs tens of microseconds at both ends and, on a
+/// virtual machine, a halt; work that comes every millisecond is met awake, work that comes every ten is not waited for.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    spin: Duration,
+    /// Moving average of the pauses, each counted as twice `PAUSE_LONG` at most.
+    pause: Duration,
+    /// Somebody else wanted this CPU: no long spins until then.
+    crowded_until: Option<Instant>,
+}
+
+/// A pause that is not worth waiting for: a core that works less often than this parks after `spin`.
+const PAUSE_LONG: Duration = Duration::from_micros(1_500);
+/// A yield that took so long let somebody else run for a slice. (One that finds nobody takes below a microsecond; an
+/// interrupt or a stolen moment of a virtual CPU is shorter than a slice.)
+const YIELD_LONG: Duration = Duration::from_micros(200);
+/// How long a core that met somebody else on its CPU makes no long spins.
+const CROWDED: Duration = Duration::from_millis(20);
+
+impl Pace {
+    fn new(spin: Duration) -> Pace {
+        Pace { spin, pause: PAUSE_LONG, crowded_until: None }
+    }
+
+    /// A pause ended. Ups count at once and downs slowly: a core that falls silent must not poll for nothing.
+    fn paused(&mut self, pause: Duration) {
+        let pause = pause.min(PAUSE_LONG * 2);
+        self.pause = match pause > self.pause {
+            true => (self.pause + pause) / 2,
+            false => (self.pause * 7 + pause) / 8,
+        };
+    }
+
+    fn crowded(&mut self, now: Instant) {
+        self.crowded_until = Some(now + CROWDED);
+    }
+
+    /// Time without work after which to park.
+    fn patience(&self, now: Instant) -> Duration {
+        let is_crowded = self.crowded_until.is_some_and(|until| now < until);
+        match self.pause < PAUSE_LONG && !is_crowded {
+            true => self.spin + self.pause * 2,
+            false => self.spin,
+        }
+    }
+}
+
 /// What a waiter did since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WaitCounters {
@@ -101,7 +149,7 @@ pub struct WaitCounters {
 pub struct Waiter {
     parking: Rc<RefCell<Parking>>,
     mode: WaitMode,
-    spin: Duration,
+    pace: Pace,
     idle_since: Option<Instant>,
     retry: Duration,
     counters: WaitCounters,
@@ -109,7 +157,14 @@ pub struct Waiter {
 
 impl Waiter {
     pub(super) fn new(parking: Rc<RefCell<Parking>>, mode: WaitMode, spin: Duration) -> Waiter {
-        Waiter { parking, mode, spin, idle_since: None, retry: RETRY_FIRST, counters: WaitCounters::default() }
+        Waiter {
+            parking,
+            mode,
+            pace: Pace::new(spin),
+            idle_since: None,
+            retry: RETRY_FIRST,
+            counters: WaitCounters::default(),
+        }
     }
 
     /// Counters since the waiter was made.
@@ -120,7 +175,9 @@ impl Waiter {
     /// To be called after a turn that did work: restarts the spin window, and lets the executor reap completions when it
     /// has some (a check of two words otherwise).
     pub async fn worked(&mut self) {
-        self.idle_since = None;
+        if let Some(since) = self.idle_since.take() {
+            self.pace.paused(since.elapsed());
+        }
         self.retry = RETRY_FIRST;
         yield_if_needed().await;
     }
@@ -154,7 +211,18 @@ impl Waiter {
             if let Some(disk) = &mut disk {
                 disk.flush();
             }
-            std::hint::spin_loop();
+            if self.mode == WaitMode::Hybrid && self.is_past_first_spin() {
+                // A longer spin is a guess: whoever else is runnable on this CPU goes first. Then it is no place to spin: a
+                // task that slept is run at once when its datagram comes, one that polled has used up its share.
+                let before = Instant::now();
+                std::thread::yield_now();
+                let after = Instant::now();
+                if after.duration_since(before) > YIELD_LONG {
+                    self.pace.crowded(after);
+                }
+            } else {
+                std::hint::spin_loop();
+            }
             return yield_if_needed().await;
         }
         let mut deadline = until.deadline;
@@ -173,10 +241,15 @@ impl Waiter {
             WaitMode::Park => true,
             WaitMode::Hybrid => {
                 let now = Instant::now();
-                let spin = if commits { self.spin.max(COMMIT_SPIN) } else { self.spin };
-                now.duration_since(*self.idle_since.get_or_insert(now)) >= spin
+                let patience = self.pace.patience(now);
+                let patience = if commits { patience.max(COMMIT_SPIN) } else { patience };
+                now.duration_since(*self.idle_since.get_or_insert(now)) >= patience
             }
         }
+    }
+
+    fn is_past_first_spin(&self) -> bool {
+        self.idle_since.is_some_and(|since| since.elapsed() > self.pace.spin)
     }
 
     async fn park<T: Send>(
@@ -286,5 +359,44 @@ impl Wake for WakeSocket {
     fn wake(self: Arc<Self>) {
         // A full pair has unread bytes and wakes the core all the same; a closed one has no core left to wake.
         let _ = (&self.0).write(&[0]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPIN: Duration = Duration::from_micros(50);
+
+    fn after(pauses: &[u64]) -> Duration {
+        let mut pace = Pace::new(SPIN);
+        for _ in 0..50 {
+            pauses.iter().for_each(|us| pace.paused(Duration::from_micros(*us)));
+        }
+        pace.patience(Instant::now())
+    }
+
+    #[test]
+    fn steady_work_is_waited_for_and_rare_work_is_not() {
+        assert!(after(&[800]) > Duration::from_micros(800));
+        assert!(after(&[40, 60, 900]) > Duration::from_micros(900), "a message is several packets, then a pause");
+        assert_eq!(after(&[10_000]), SPIN);
+        assert_eq!(after(&[40, 60, 5_000]), SPIN);
+        assert_eq!(Pace::new(SPIN).patience(Instant::now()), SPIN);
+    }
+
+    #[test]
+    fn on_a_crowded_cpu_a_core_parks_soon() {
+        let (mut pace, now) = (Pace::new(SPIN), Instant::now());
+        (0..50).for_each(|_| pace.paused(Duration::from_micros(200)));
+        assert!(pace.patience(now) > SPIN);
+        pace.crowded(now);
+        assert_eq!(pace.patience(now + CROWDED / 2), SPIN);
+        assert!(pace.patience(now + CROWDED) > SPIN);
+    }
+
+    #[test]
+    fn a_core_that_falls_silent_parks_in_milliseconds() {
+        assert!(after(&[1_400]) < Duration::from_millis(4));
     }
 }

@@ -25,7 +25,7 @@ use std::sync::Once;
 use std::time::Instant;
 
 /// Seeds of a plain `cargo test`.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 100;
 /// Seeds within which a seeded bug must be found.
 const BUG_SEEDS: u64 = 200;
 

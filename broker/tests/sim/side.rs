@@ -4,6 +4,7 @@ use crate::sim::{Ev, Sim};
 use crate::transport::Got;
 use felix_broker::links::{LinkError, Links, Read};
 use felix_broker::message::MeshMessage;
+use felix_quic::LentBytes;
 use felix_shard::event::ConnKey;
 
 pub struct Side<'a> {
@@ -46,6 +47,10 @@ impl Links for Side<'_> {
     fn stream_send(&mut self, key: ConnKey, stream: u64, bytes: &[u8], fin: bool) -> Result<usize, LinkError> {
         let conn = self.conn(key)?;
         self.sim.broker_send(conn, stream, bytes, fin).ok_or(LinkError::StreamClosed)
+    }
+
+    fn stream_lend(&mut self, key: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError> {
+        self.stream_send(key, stream, (*bytes).as_ref(), false)
     }
 
     fn stream_capacity(&mut self, key: ConnKey, stream: u64) -> usize {

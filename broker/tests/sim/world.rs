@@ -128,6 +128,10 @@ impl World {
             Ev::Uncork { conn, stream } => self.sim.uncork(conn, stream),
             Ev::Reset { conn, stream, up: true } => self.sim.on_client_ended(conn, stream, true),
             Ev::Reset { conn, stream, up: false } => {
+                // A reset overtakes what is under way; a transport throws that away.
+                let pipe = self.sim.pipe(conn, stream, false);
+                pipe.reset = Some(0);
+                pipe.drop_unread();
                 let World { sim, model, clients, .. } = self;
                 let who = sim.conns[conn].client;
                 match &mut clients[who] {

@@ -1,4 +1,7 @@
 use super::*;
+use crate::limits::DELTA_CHANGES_MAX;
+use crate::watch::{Change, Delta, Snapshot};
+use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, NodeId, NodeSession};
 use felix_protocol::metadata::{StreamSpec, TenantLimits};
 use felix_protocol::names::StreamName;
@@ -122,7 +125,7 @@ fn entries_without_changes_are_not_kept_for_ever() {
     let mut member = Member::new(SMALL);
     for _ in 0..50 {
         member.run(delete("t/n/none")).outcome.unwrap_err();
-        assert!(member.kept.len() <= SMALL.watch_changes_max);
+        assert!(member.replica.kept().0 <= SMALL.watch_changes_max);
     }
     assert!(matches!(member.changes_since(43), Watch::Snapshot(_)));
     assert!(matches!(member.changes_since(44), Watch::Deltas(_)));
@@ -161,7 +164,7 @@ fn more_changes_at_once_than_are_kept_are_a_snapshot() {
     assert_eq!(member.propose_internal(Timestamp(3), start).changes.len(), 8);
     assert!(matches!(member.changes_since(8), Watch::Snapshot(_)));
     assert_eq!(member.changes_since(9), Watch::Deltas(vec![]));
-    assert_eq!((member.kept.len(), member.kept_changes), (0, 0));
+    assert_eq!(member.replica.kept(), (0, 0));
 }
 
 #[test]

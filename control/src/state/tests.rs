@@ -185,6 +185,31 @@ fn every_start_gives_every_ephemeral_shard_a_new_lineage() {
     assert_eq!(state.places("t/n/b"), [(3, 0, 1, 4)]);
 }
 
+/// Its data survive a start, so what a client knows of them stays true.
+#[test]
+fn a_durable_stream_keeps_its_lineage_over_starts() {
+    let mut state = State::new();
+    state.run(create("t/n/durable", shards(2)));
+    state.run(create("t/n/ephemeral", shards(1)));
+    let name = stream("t/n/durable");
+    state.streams.get_mut(&name).unwrap().info.spec.durability = Durability::Group;
+    let (before, routing_version) = (state.places("t/n/durable"), state.routing_version);
+    for session in 1..=3 {
+        let start = Internal::StartNode { node: NodeId(1), session: NodeSession(session) };
+        let changes = state.run_internal(start).changes;
+        assert!(matches!(&changes[..], [Change::StreamPut { stream, .. }] if stream.info.name != name));
+        assert_eq!(state.places("t/n/durable"), before);
+        assert_eq!(state.places("t/n/ephemeral"), [(3, 0, 1, 2 + session as u32)]);
+    }
+    assert_eq!(state.routing_version, routing_version + 3);
+    // Without ephemeral streams a start changes nothing for anybody.
+    state.run(Command::DeleteStream { name: stream("t/n/ephemeral") });
+    let routing_version = state.routing_version;
+    let start = Internal::StartNode { node: NodeId(1), session: NodeSession(9) };
+    assert_eq!(state.run_internal(start).changes, []);
+    assert_eq!((state.places("t/n/durable"), state.routing_version), (before, routing_version));
+}
+
 #[test]
 fn a_shard_that_changes_its_core_gets_a_new_epoch() {
     let mut state = State::new();

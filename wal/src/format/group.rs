@@ -135,7 +135,8 @@ pub fn group_bytes(payload_bytes: usize) -> usize {
     (GROUP_HEADER_BYTES + payload_bytes).next_multiple_of(BLOCK_BYTES)
 }
 
-/// Where the checksums of a WAL's groups start from.
+/// Where the checksums of a WAL's groups start from: the salt's four words, lowest first, each after a turn left by 7 bits of
+/// what is there, joined by XOR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupSeed(u32);
 
@@ -279,6 +280,11 @@ impl GroupHeader {
         if expected != found {
             return Err(GroupError::BodyChecksum { expected, found });
         }
-        Ok(&group[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + self.payload_bytes as usize])
+        let (payload, padding) = group[GROUP_HEADER_BYTES..].split_at(self.payload_bytes as usize);
+        // One form only.
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(GroupError::BadField("padding"));
+        }
+        Ok(payload)
     }
 }

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Runs what README.md and bench/RESULTS.md tell, into bench/results.jsonl, and makes tables and plots of it. About twelve
+# minutes. RUNS and SECONDS_EACH make it shorter or longer.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bench=target/release/felix-bench
+lines=bench/results.jsonl
+runs=${RUNS:-3}
+each=${SECONDS_EACH:-2}
+peers=felix,nats-tls,nats,redis-tls,mosquitto-tls
+rm -f "$lines"
+felix-bench() { "$bench" "$1" --out "$lines" "${@:2}"; }
+short=(--runs "$runs" --seconds "$each")
+
+echo "== floors"
+felix-bench floors "${short[@]}" --wait busy
+echo "== latency beside the bare relay, busy"
+felix-bench latency "${short[@]}" --wait busy
+echo "== Felix, NATS, Redis, Mosquitto: 1, 10, 100 subscribers at 1,000 and 5,000 records/s"
+felix-bench peers "${short[@]}" --wait hybrid --udp-payload 16383
+echo "== as fast as it goes without loss, large packets and packets of an Ethernet"
+for payload in 16383 1350; do
+    felix-bench peers "${short[@]}" --wait hybrid --udp-payload "$payload" --subscribers 100 --sizes 256,1024 \
+        --rate max --batch 8 --systems felix,nats-tls,nats
+done
+echo "== CPU of the server per delivery, lockstep"
+felix-bench fanout "${short[@]}" --wait busy --batch 1,8
+felix-bench peers "${short[@]}" --wait park --subscribers 100 --rate lockstep --batch 1,8 --systems felix,nats-tls,redis-tls
+echo "== one core and two"
+for cores in 1 2; do
+    felix-bench fanout "${short[@]}" --wait park --cores "$cores" --systems felix --subscribers 100 --rate lockstep --batch 8
+done
+echo "== one slow subscriber among a hundred"
+felix-bench slow --runs "$runs" --seconds 4 --wait hybrid --udp-payload 16383 --systems felix,nats-tls
+echo "== the knee"
+felix-bench sweep --runs 1 --seconds "$each" --wait hybrid --udp-payload 16383 --systems felix,nats-tls --factor 2
+echo "== 10,000 connections, reconnect storm"
+felix-bench connections --wait hybrid
+echo "== soak, idle"
+felix-bench soak --wait busy --udp-payload 1452
+felix-bench idle --wait hybrid --seconds 5
+"$bench" results "$lines" --page bench/RESULTS.md --plots "$PWD/bench/plots"

@@ -1,0 +1,244 @@
+//! Compaction: what stays, what goes, when a tombstone may go, and what survives a crash in between.
+
+mod kit;
+
+use felix_protocol::position::Offset;
+use felix_protocol::time::Timestamp;
+use felix_wal::at_rest::{AtRest, AtRestScope, DataKey, Opener, Sealer};
+use felix_wal::compact::{CompactReport, CompactSettings, CompactState, Compaction};
+use felix_wal::format::stored::StoredBatch;
+use felix_wal::log::{Ended, ShardLog};
+use felix_wal::mem_disk::MemDisk;
+use felix_wal::read::ReadFrom;
+use kit::*;
+use std::collections::BTreeMap;
+
+const SMALL: CompactSettings =
+    CompactSettings { map_bytes_max: 1 << 20, tombstone_grace_ns: 1_000, group_bytes_max: 64 << 10 };
+
+struct Keys {
+    opener: Opener,
+    sealer: Sealer,
+}
+
+fn compact(
+    world: &mut World,
+    log: &mut ShardLog,
+    now: u64,
+    settings: CompactSettings,
+    mut keys: Option<&mut Keys>,
+) -> Result<CompactReport, Crashed> {
+    let limit = log.flushed_to();
+    let Some(mut pass) = Compaction::new(READER, log, limit, Timestamp(now), settings, READ) else {
+        return Ok(CompactReport::default());
+    };
+    let report = loop {
+        let at_rest = keys.as_mut().map(|keys| AtRest { opener: &mut keys.opener, sealer: &mut keys.sealer });
+        match pass.poll(log, &mut world.queue, at_rest) {
+            CompactState::Working => {
+                let done = world.next()?.expect("it works on something");
+                pass.handle(done, log, &mut world.queue);
+            }
+            CompactState::Paused => pass.grant(10_000),
+            CompactState::Switch(finished) => {
+                log.switch(&finished, Timestamp(now), &mut world.queue).unwrap();
+                let event = world.finish(log)?;
+                assert_eq!((event.ended, event.leftovers), (Ended::Done, vec![]));
+                pass.switched(Ok(()));
+            }
+            CompactState::Done(report) => break report,
+            CompactState::Failed(error) => panic!("{error}"),
+        }
+    };
+    if log.note_compacted(report.compacted_to, &mut world.queue).unwrap() {
+        world.finish(log)?;
+    }
+    Ok(report)
+}
+
+fn all(world: &mut World, log: &ShardLog) -> Vec<(u64, Rec)> {
+    let (read, position, error) = world.read(log, ReadFrom::Offset(log.log_start())).unwrap();
+    assert_eq!((error, position), (None, log.flushed_to()));
+    read.iter().flat_map(|batch| records(batch)).collect()
+}
+
+/// What a reader knows at the end: key to value.
+fn state(records: &[(u64, Rec)]) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut map = BTreeMap::new();
+    for (_, (key, value, tombstone)) in records {
+        let Some(key) = key else { continue };
+        if *tombstone {
+            map.remove(key);
+        } else {
+            map.insert(key.clone(), value.clone());
+        }
+    }
+    map
+}
+
+/// 120 batches over 12 keys; every 10th record deletes, every 13th has no key.
+fn filled(world: &mut World, sealer: Option<&mut Sealer>) -> (ShardLog, Stamper) {
+    let mut log = world.create().unwrap();
+    let mut stamper = Stamper::default();
+    let mut sealer = sealer;
+    for number in 0..120u64 {
+        stamper.time = Timestamp(1_000 + number);
+        let records: Vec<Rec> = (0..3)
+            .map(|it| {
+                let n = number * 3 + it;
+                let key = (n % 13 != 0).then(|| format!("key-{}", n % 12).into_bytes());
+                let tombstone = n % 10 == 0 && key.is_some();
+                (key, if tombstone { vec![] } else { vec![n as u8; 400] }, tombstone)
+            })
+            .collect();
+        let batch = stamper.batch(&records);
+        match &mut sealer {
+            Some(sealer) => {
+                let mut out = Vec::new();
+                sealer.seal(&batch, &mut out).unwrap();
+                world.flush_stored(&mut log, &[out], true).unwrap().unwrap();
+            }
+            None => {
+                world.flush(&mut log, &[batch]).unwrap();
+            }
+        }
+    }
+    assert!(log.segments().len() >= 4, "{:?}", log.segments());
+    (log, stamper)
+}
+
+#[test]
+fn the_latest_of_each_key_stays_at_its_offset() {
+    let mut world = World::new(MemDisk::new(1));
+    let (mut log, stamper) = filled(&mut world, None);
+    let before = all(&mut world, &log);
+    let bytes_before = log.stored_bytes();
+    let report = compact(&mut world, &mut log, 1_500, SMALL, None).unwrap();
+    assert!(report.dropped > 200, "{report:?}");
+    assert_eq!(report.tombstones, 0, "within their grace");
+    assert!(log.stored_bytes() < bytes_before / 2);
+    let after = all(&mut world, &log);
+    assert_eq!(state(&before), state(&after));
+    assert!(after.iter().all(|record| before.contains(record)), "a record changed");
+    // Exactly one record per key below the compacted end, and all without a key.
+    let mut seen = BTreeMap::new();
+    for (offset, (key, ..)) in after.iter().filter(|(offset, _)| Offset(*offset) < report.compacted_to) {
+        if let Some(key) = key {
+            assert_eq!(seen.insert(key.clone(), *offset), None, "two records of a key");
+        }
+    }
+    let without_key = |list: &[(u64, Rec)]| list.iter().filter(|(_, (key, ..))| key.is_none()).count();
+    assert_eq!(without_key(&before), without_key(&after));
+    // Nothing new, nothing to do; and a start sees the same.
+    assert_eq!(compact(&mut world, &mut log, 1_500, SMALL, None).unwrap().dropped, 0);
+    let (again, opened) = world.open(9).unwrap().unwrap();
+    assert_eq!((opened.damage, opened.strays.len()), (None, 0));
+    assert!(all(&mut world, &again) == after);
+    // The log goes on behind it, and from every offset a reader finds what is left.
+    for offset in (0..stamper.next.0).step_by(7) {
+        let (read, _, error) = world.read(&again, ReadFrom::Offset(Offset(offset))).unwrap();
+        assert_eq!(error, None);
+        let found: Vec<_> = read.iter().flat_map(|batch| records(batch)).filter(|(at, _)| *at >= offset).collect();
+        let wanted: Vec<_> = after.iter().filter(|(at, _)| *at >= offset).cloned().collect();
+        assert!(found == wanted, "from {offset}");
+    }
+}
+
+#[test]
+fn tombstones_go_after_their_grace_and_keys_stay_deleted() {
+    let mut world = World::new(MemDisk::new(2));
+    let (mut log, _) = filled(&mut world, None);
+    let before = state(&all(&mut world, &log));
+    let report = compact(&mut world, &mut log, 1_000_000, SMALL, None).unwrap();
+    assert!(report.tombstones > 0);
+    let after = all(&mut world, &log);
+    assert_eq!(before, state(&after));
+    let left = after.iter().filter(|(offset, (_, _, tombstone))| *tombstone && Offset(*offset) < report.compacted_to);
+    assert_eq!(left.count(), 0);
+}
+
+/// With room for two keys a pass comes not far, but what it does is right, and passes together finish.
+#[test]
+fn a_small_map_takes_several_passes() {
+    let mut world = World::new(MemDisk::new(3));
+    let (mut log, _) = filled(&mut world, None);
+    let before = state(&all(&mut world, &log));
+    let mut last = Offset(0);
+    for round in 0..1_000 {
+        let settings = CompactSettings { map_bytes_max: 130, ..SMALL };
+        let report = compact(&mut world, &mut log, 1_000_000 + round, settings, None).unwrap();
+        assert_eq!(before, state(&all(&mut world, &log)), "round {round}");
+        if report.compacted_to <= last {
+            break;
+        }
+        last = report.compacted_to;
+    }
+    assert!(last > Offset(10), "{last}");
+}
+
+#[test]
+fn a_sealed_log_is_compacted_with_its_keys_only() {
+    let scope = AtRestScope::new("eu-west", "acme");
+    let key = || DataKey::new(1, [3; 32]);
+    let mut keys = Keys { opener: Opener::new(scope, vec![key()]), sealer: Sealer::new(scope, &key(), 1) };
+    let mut world = World::new(MemDisk::new(4));
+    let (mut log, _) = filled(&mut world, Some(&mut keys.sealer));
+    let read = |world: &mut World, log: &ShardLog, keys: &mut Keys| {
+        let (read, _, error) = world.read(log, ReadFrom::Offset(Offset(0))).unwrap();
+        assert_eq!(error, None);
+        let mut list = Vec::new();
+        for stored in read {
+            let mut clear = Vec::new();
+            keys.opener.open(&StoredBatch::split_first(&stored, true).unwrap().0, &mut clear).unwrap();
+            list.extend(records(&clear));
+        }
+        list
+    };
+    let before = read(&mut world, &log, &mut keys);
+    let report = compact(&mut world, &mut log, 1_500, SMALL, Some(&mut keys)).unwrap();
+    assert!(report.dropped > 200);
+    assert_eq!(state(&before), state(&read(&mut world, &log, &mut keys)));
+}
+
+/// The power fails after every single operation of a pass: the log always reads as before or as after.
+#[test]
+fn a_crash_anywhere_leaves_a_whole_log() {
+    let mut world = World::new(MemDisk::new(5));
+    let (log, _) = filled(&mut world, None);
+    let before = all(&mut world, &log);
+    let disk = world.disk.clone();
+    let mut crashes = 0;
+    for crash_in in 0.. {
+        let mut world = World::new(disk.clone());
+        world.disk.reseed(crash_in);
+        world.disk.crash();
+        let (mut log, _) = world.open(10 + crash_in).unwrap().unwrap();
+        world.crash_in = Some(crash_in);
+        if compact(&mut world, &mut log, 1_000_000 + crash_in, SMALL, None).is_ok() {
+            break;
+        }
+        crashes += 1;
+        let (mut log, report) = world.open(2_000_000 + crash_in).unwrap().unwrap();
+        assert_eq!(report.damage, None, "crash after {crash_in}");
+        if log.clean(Timestamp(3_000_000), &mut world.queue).unwrap() {
+            assert_eq!(world.finish(&mut log).unwrap().leftovers, []);
+        }
+        // What the pass had written so far is old in quarantine one day, and goes.
+        use felix_wal::quarantine::QuarantineSweep;
+        let mut sweep = QuarantineSweep::new(READER, Timestamp(4_000_000), 10, &mut world.queue);
+        let swept = loop {
+            let done = world.next().unwrap().unwrap();
+            if let Some(swept) = sweep.handle(done, &mut world.queue) {
+                break swept.unwrap();
+            }
+        };
+        assert_eq!((swept.foreign.len(), swept.failed.len(), swept.waiting), (0, 0, 0), "{swept:?}");
+        let after = all(&mut world, &log);
+        assert_eq!(state(&before), state(&after), "crash after {crash_in}");
+        assert!(after.iter().all(|record| before.contains(record)));
+        // And it can be compacted now.
+        compact(&mut world, &mut log, 4_000_000, SMALL, None).unwrap();
+        assert_eq!(state(&before), state(&all(&mut world, &log)));
+    }
+    assert!(crashes > 50, "{crashes}");
+}
