@@ -64,7 +64,7 @@ struct Class {
 
 /// Commits: as many as come, in large pieces. A core's WAL has one or two at a time.
 const COMMIT: Class = Class { requests: 32, piece_bytes: STAGING_BYTES_MAX };
-/// Write-behind: 4 x 128 KiB reach 1 GB/s on the reference disk and hold a commit up by less than one of them.
+/// Write-behind: 4 x 128 KiB reached 1 GB/s on the reference disk; a commit finds at most so much before it at the device.
 const BACKGROUND: Class = Class { requests: 4, piece_bytes: 128 << 10 };
 /// History: read-ahead of readers that are behind.
 const HISTORY: Class = Class { requests: 2, piece_bytes: 128 << 10 };
