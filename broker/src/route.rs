@@ -43,6 +43,7 @@ impl StreamRoute {
             lineage: place.lineage,
             epoch: place.epoch,
             durability: self.info.spec.durability,
+            sync_interval_ms: 100,
             retention_bytes: self.info.spec.retention_bytes,
             retention_age_ns: self.info.spec.retention_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
         }
