@@ -1,7 +1,7 @@
 //! **What**: start and stop order of a broker.
 //!
 //! ```text
-//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> mesh
+//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> recovery -> mesh
 //!   -> cores -> control thread -> context.toml -> ready
 //! stop: control thread ends -> cores end -> sockets close
 //! ```
@@ -21,6 +21,7 @@ use crate::core_loop::{Clock, CoreLoop};
 use crate::dev::{DataDir, DevPki, write_context};
 use crate::http::HttpState;
 use crate::io::bind::{SocketBuffers, SocketGroup};
+use crate::io::disk::{self, DiskSeat};
 use crate::io::executor::{CoreSpec, spawn_core};
 use crate::io::mesh::{Mesh, MeshLimits};
 use crate::message::MeshMessage;
@@ -29,7 +30,13 @@ use crate::self_check;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Roles;
 use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
+use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
+use felix_shard::recovery::{self, OnDamage};
+use felix_shard::store::{Store, StoreSettings};
+use felix_wal::format::header::Region;
+use felix_wal::log::Maker;
+use ring::rand::SecureRandom;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -147,6 +154,10 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         session,
         region: data.identity().region.clone(),
     };
+    let maker = maker(&identity)?;
+    // One seat more than cores: what earlier starts left is brought into order before any core runs.
+    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 1)?;
+    recover_storage(seats.pop().ok_or("no seat for recovery")?, maker, args)?;
     let started_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let metrics = Arc::new(Metrics::new(cores.into(), env!("CARGO_PKG_VERSION"), started_seconds));
     let limits = MeshLimits { capacity: MESH_RING, reserved: 0 };
@@ -155,7 +166,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     let roles = Arc::new(Roles::default());
 
     let mut joins = Vec::new();
-    for (index, (socket, port)) in sockets.take_sockets().into_iter().zip(ports).enumerate() {
+    let core_cpus: Vec<usize> = cpus.iter().copied().flatten().collect();
+    for (index, ((socket, port), seat)) in sockets.take_sockets().into_iter().zip(ports).zip(seats).enumerate() {
         let slot = CoreSlot { index: index as u8, count: cores };
         let secrets = EndpointSecrets::from_seed(&data.secrets().reset_key);
         let endpoint = Endpoint::new(endpoint_config.clone(), &tls, slot, secrets, started)
@@ -171,9 +183,14 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let spec =
             CoreSpec { index, cpu: cpus[index], wait: args.wait.into(), spin: Duration::from_micros(args.spin_us) };
         let block = metrics.core(index);
+        let workers = cpus[index].map(|own| disk::worker_cpus(args.wait.into(), own, &core_cpus, &allowed));
+        let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
+        let store = Store::new(settings, maker, CoreId(index as u8), salt()?);
         let join = spawn_core(spec, move |handle| async move {
-            let core = Core::new(config);
-            CoreLoop::new(core, endpoint, socket, port, Clock::new(started), block).run(handle).await
+            let mut core = Core::new(config);
+            core.set_store(store);
+            let disk = seat.open(workers.as_deref())?;
+            CoreLoop::new(core, endpoint, socket, port, disk, Clock::new(started), block).run(handle).await
         })?;
         joins.push(join);
     }
@@ -201,8 +218,65 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     for join in joins {
         join.join()??;
     }
+    disk_helper.join();
     drop(sockets);
     crate::log::info("stopped", &[]);
+    Ok(())
+}
+
+/// Who makes files in this start.
+fn maker(identity: &Identity) -> Result<Maker, BootError> {
+    let session = identity.session;
+    let region = Region::new(&identity.region)
+        .ok_or_else(|| format!("region {:?} cannot be written into file headers", identity.region))?;
+    let identity = felix_wal::format::header::Identity { cluster: identity.cluster, node: identity.node, region };
+    Ok(Maker { identity, session })
+}
+
+/// Random bits that seed the checksums of a write-ahead log.
+fn salt() -> Result<u128, BootError> {
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random bytes")?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Brings what the write-ahead logs of earlier starts hold into segments.
+fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<(), BootError> {
+    let began = Instant::now();
+    let mut port = seat.open(None)?;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let on_damage = if args.accept_wal_loss { OnDamage::AcceptLoss } else { OnDamage::Refuse };
+    let mut told = Instant::now();
+    let mut progress = |it: felix_wal::recover::Progress| {
+        if told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            let percent = it.done * 100 / it.total.max(1);
+            crate::log::info("recovering", &[("percent", &percent.to_string()), ("bytes", &it.total.to_string())]);
+        }
+    };
+    let settings = StoreSettings::default().log;
+    let report =
+        recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress)?;
+    for lost in &report.accepted {
+        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
+    }
+    for (shard, entries) in &report.orphans {
+        crate::log::error(
+            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine",
+            &[("shard", &shard.to_string()), ("entries", &entries.to_string())],
+        );
+    }
+    if report.wals > 0 {
+        crate::log::info(
+            "recovered",
+            &[
+                ("batches", &report.batches.to_string()),
+                ("bytes", &report.bytes.to_string()),
+                ("shards", &report.shards.to_string()),
+                ("milliseconds", &began.elapsed().as_millis().to_string()),
+            ],
+        );
+    }
     Ok(())
 }
 

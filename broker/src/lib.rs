@@ -41,4 +41,5 @@ pub mod route;
 pub mod self_check;
 pub mod session;
 pub mod stats_book;
+pub mod storage_log;
 pub mod tls_files;

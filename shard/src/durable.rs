@@ -49,6 +49,12 @@ impl Shards {
         self.store.as_deref_mut()
     }
 
+    /// More is gathered for the disk than it takes: what is published to this shard should wait where it comes from.
+    pub fn is_intake_paused(&self, shard: ShardId) -> bool {
+        self.store.as_deref().is_some_and(Store::is_busy)
+            && self.shards.get(&shard).is_some_and(|it| it.part.is_some() && !it.is_failed())
+    }
+
     /// A durable shard came, or its settings changed.
     pub(crate) fn put_durable(&mut self, now: Now, config: ShardConfig) {
         let Some(store) = self.store.as_deref_mut() else { return };

@@ -1,3 +1,4 @@
+use felix_protocol::ids::Sequence;
 use super::*;
 use crate::event::{ConnKey, Event};
 use crate::kit::{Lab, MS, SHARD, body, config, spec};
