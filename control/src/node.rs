@@ -25,6 +25,7 @@ use crate::member::Committed;
 use crate::query::ShardReports;
 use crate::raft_folder::{Folder, OpenError};
 pub use crate::raft_frames::Identity;
+pub use crate::raft_log::panic_is_caught;
 use crate::raft_log::{LogMirror, RaftLog, recover};
 use crate::raft_network::EmbeddedNetwork;
 use crate::raft_state::{RaftState, SharedState};
