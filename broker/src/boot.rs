@@ -1,9 +1,9 @@
 //! **What**: start and stop order of a broker.
 //!
 //! ```text
-//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> recovery -> mesh
-//!   -> cores -> control thread -> context.toml -> ready
-//! stop: control thread ends -> cores end -> sockets close
+//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> recovery
+//!   -> mesh -> metadata (opened, table put into the rings) -> cores -> context.toml -> control thread: ready
+//! stop: control thread ends, metadata closed -> cores end -> disk helper ends -> sockets close
 //! ```
 //!
 //! **Invariants**: every failure before "ready" names what was wrong and what to do, and leaves nothing half made.
@@ -18,7 +18,8 @@ use crate::config::DevArgs;
 use crate::control_thread::{ControlSettings, ControlThread, Readiness};
 use crate::core::{Core, CoreConfig, Identity};
 use crate::core_loop::{Clock, CoreLoop};
-use crate::dev::{DataDir, DevPki, write_context};
+use crate::data_folder::DataFolder;
+use crate::dev::{DevPki, write_context};
 use crate::http::HttpState;
 use crate::io::bind::{SocketBuffers, SocketGroup};
 use crate::io::disk::{self, DiskSeat};
@@ -29,7 +30,7 @@ use crate::metrics::Metrics;
 use crate::self_check;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Roles;
-use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
+use felix_protocol::ids::CoreId;
 use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
 use felix_shard::recovery::{self, OnDamage};
@@ -79,24 +80,6 @@ pub fn default_cores() -> u8 {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(64) as u8)
 }
 
-/// The number of this start, on disk before it is returned.
-fn next_session(data: &Path) -> Result<NodeSession, BootError> {
-    let path = data.join("session");
-    let last: u64 = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            format!(
-                "{} does not hold a number; it counts the starts of this node, restore it from a backup",
-                path.display()
-            )
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(format!("cannot read {}: {error}", path.display()).into()),
-    };
-    let session = last + 1;
-    crate::dev::write_number(&path, session)?;
-    Ok(NodeSession(session))
-}
-
 fn transport(args: &DevArgs, admission: &Admission) -> TransportConfig {
     TransportConfig {
         streams_bidi_max: u64::from(admission.channels_max) + 1,
@@ -125,10 +108,9 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         );
     }
 
-    let data = DataDir::open(&args.data)?;
+    let mut data = DataFolder::open(&args.data)?;
     // Behind its lock: no other broker tries the same file.
     report(&self_check::data_folder(data.path()))?;
-    let session = next_session(data.path())?;
     let pki = DevPki::ensure(data.path(), args.listen, SystemTime::now())?;
     let mut tls_files = TlsFiles::new(pki.server_cert.clone(), pki.server_key.clone(), pki.ca.clone());
     let tls = tls_files.reload()?.ok_or("the certificates were read twice")?;
@@ -149,10 +131,10 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         ..EndpointConfig::default()
     };
     let identity = Identity {
-        cluster: ClusterId(data.identity().cluster_id),
-        node: NodeId(data.identity().node_id),
-        session,
-        region: data.identity().region.clone(),
+        cluster: data.identity().cluster,
+        node: data.identity().node,
+        session: data.session(),
+        region: data.identity().region.to_string(),
     };
     let maker = maker(&identity)?;
     // One seat more than cores: what earlier starts left is brought into order before any core runs.
@@ -164,6 +146,22 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     let mut ports = Mesh::<MeshMessage>::ports(usize::from(cores) + 1, limits);
     let control_port = ports.pop().ok_or("the mesh has no member for control")?;
     let roles = Arc::new(Roles::default());
+
+    // The metadata before the cores: a client that comes back at once must not be told that its stream is unknown.
+    let readiness = Arc::new(Readiness::default());
+    let settings = ControlSettings {
+        cores,
+        identity: felix_control::node::Identity { cluster: identity.cluster, node: identity.node },
+        session: data.session(),
+        folder: data.control(),
+        raise_floors: data.had_metadata_in_memory(),
+        durable_streams: true,
+        drain: Duration::from_millis(args.drain_ms),
+        tls: tls_files,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
+    data.finish()?;
 
     let mut joins = Vec::new();
     let core_cpus: Vec<usize> = cpus.iter().copied().flatten().collect();
@@ -195,22 +193,12 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         joins.push(join);
     }
 
-    let readiness = Arc::new(Readiness::default());
-    let settings = ControlSettings {
-        cores,
-        node: identity.node,
-        session,
-        drain: Duration::from_millis(args.drain_ms),
-        tls: tls_files,
-    };
-    let control = ControlThread::new(settings, control_port, readiness.clone());
     write_context(&data.path().join("context.toml"), listen, &pki)?;
     greet(data.path(), listen, http_addr, cores, args);
 
     let (render, ready) = (metrics.clone(), readiness.clone());
     let state =
         Arc::new(HttpState { render: Box::new(move |out| render.render(out)), ready: Box::new(move || ready.check()) });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let http = tokio::net::TcpListener::from_std(http)?;
         control.run(http, state).await

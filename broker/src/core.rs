@@ -23,6 +23,7 @@ use crate::links::{LinkError, Links};
 use crate::message::{CoreReport, FromControl, MeshMessage, ShardReport, TailReport, ToControl};
 use crate::route::{Owned, RouteTable};
 use crate::session::{CONTROL_STREAM, Session, SessionState, Sessions};
+use felix_control::watch::Change;
 use felix_control::authorise::{Principal, Roles, Target, Verb};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Frame, Goaway};
@@ -365,18 +366,11 @@ impl Core {
 
     fn on_control(&mut self, now: Now, message: FromControl) {
         match message {
-            FromControl::Changes { routing_version, changes } => {
-                let Core { routes, shards, effects, config, .. } = self;
-                routes.apply(routing_version, &changes, config.me, |owned| {
-                    let event = match owned {
-                        Owned::Put(config) => Event::ShardPut(config),
-                        Owned::Removed(shard) => Event::ShardRemoved { shard },
-                    };
-                    shards.handle(now, event, effects);
-                });
-                self.tell_route_changed(routing_version);
-                self.retry_deferred(now);
+            FromControl::Table(table) => {
+                let changes = self.routes.changes_to(&table);
+                self.on_changes(now, table.routing_version, &changes);
             }
+            FromControl::Changes { routing_version, changes } => self.on_changes(now, routing_version, &changes),
             FromControl::AdminReply { conn, request_id, result } => self.on_admin_reply(conn, request_id, result),
             FromControl::StatsReply { conn, request_id, stats } => {
                 self.finish_request(conn, request_id, &Frame::Stats(stats));
@@ -390,6 +384,19 @@ impl Core {
             FromControl::ReloadTls(_) => {}
             FromControl::Stop => self.stopped = true,
         }
+    }
+
+    fn on_changes(&mut self, now: Now, routing_version: u64, changes: &[Change]) {
+        let Core { routes, shards, effects, config, .. } = self;
+        routes.apply(routing_version, changes, config.me, |owned| {
+            let event = match owned {
+                Owned::Put(config) => Event::ShardPut(config),
+                Owned::Removed(shard) => Event::ShardRemoved { shard },
+            };
+            shards.handle(now, event, effects);
+        });
+        self.tell_route_changed(routing_version);
+        self.retry_deferred(now);
     }
 
     fn drain(&mut self, drain_ms: u32) {

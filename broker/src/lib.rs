@@ -24,6 +24,7 @@ pub mod config;
 pub mod control_thread;
 pub mod core;
 pub mod core_loop;
+pub mod data_folder;
 pub mod delivery;
 pub mod dev;
 pub mod egress;
