@@ -345,8 +345,7 @@ impl ControlThread {
             ToControl::Stats { conn, request_id, after } => {
                 let uptime_ms = self.started.elapsed().as_millis() as u64;
                 let connections = self.connections.iter().sum();
-                let stats =
-                    self.node.read(|state| self.stats.page(state, after.as_ref(), uptime_ms, connections));
+                let stats = self.node.read(|state| self.stats.page(state, after.as_ref(), uptime_ms, connections));
                 self.send(core, FromControl::StatsReply { conn, request_id, stats });
             }
             ToControl::NeedProducers => self.allocate_producers(core),

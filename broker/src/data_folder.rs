@@ -295,7 +295,9 @@ fn check_parts(path: &Path, finished: bool, last: Option<u64>) -> Result<(), Dat
         let proof = records.map_or_else(|| "the file format".to_string(), |name| format!("the folder {name}"));
         return missing(
             "control",
-            format!("it holds the metadata (tenants, streams, ids), and {starts} earlier start(s) and {proof} tell of it"),
+            format!(
+                "it holds the metadata (tenants, streams, ids), and {starts} earlier start(s) and {proof} tell of it"
+            ),
         );
     }
     if last.is_none() && (finished || control) {

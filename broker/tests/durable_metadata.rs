@@ -15,8 +15,8 @@ use felix_client::protocol::metadata::{Durability, StreamInfo, StreamSpec, Tenan
 use felix_client::protocol::names::{NamespaceName, StreamName};
 use felix_client::protocol::position::{Offset, Position};
 use felix_client::{
-    Client, ClientConfig, Command, Context, OnReset, PublisherOptions, RecordToPublish, Reply, RequestError, Shards, Start,
-    SubscribeOptions,
+    Client, ClientConfig, Command, Context, OnReset, PublisherOptions, RecordToPublish, Reply, RequestError, Shards,
+    Start, SubscribeOptions,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -178,7 +178,11 @@ fn everything_is_there_after_a_stop_and_after_a_kill() {
     let mut versions = Vec::new();
     for round in 0..4 {
         // The client that was there before finds its stream at once, whatever it asks first.
-        if round % 2 == 0 { broker.stop() } else { broker.kill() }
+        if round % 2 == 0 {
+            broker.stop()
+        } else {
+            broker.kill()
+        }
         broker.start();
         assert_eq!(client.route(&name("acme/md/quotes")).unwrap().shards.len(), 4);
         let fresh = broker.connect();

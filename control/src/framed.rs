@@ -63,8 +63,11 @@ impl FrameKind {
             FrameKind::Entry => ENTRY_BYTES_MAX,
             FrameKind::RaftEntry => RAFT_ENTRY_BYTES_MAX,
             FrameKind::LogHead | FrameKind::Identity | FrameKind::Synced => HEAD_BYTES_MAX,
-            FrameKind::Delta | FrameKind::WatchSnapshot | FrameKind::StateSnapshot
-            | FrameKind::StateSnapshot2 | FrameKind::SnapshotFile => FRAME_BYTES_MAX,
+            FrameKind::Delta
+            | FrameKind::WatchSnapshot
+            | FrameKind::StateSnapshot
+            | FrameKind::StateSnapshot2
+            | FrameKind::SnapshotFile => FRAME_BYTES_MAX,
         }
     }
 }

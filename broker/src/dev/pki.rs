@@ -258,8 +258,8 @@ fn wrong(path: &Path) -> impl Fn(rcgen::Error) -> PkiError + '_ {
 
 #[cfg(test)]
 mod tests {
-    use crate::data_folder::files::tests::folder;
     use super::*;
+    use crate::data_folder::files::tests::folder;
     use std::os::unix::fs::PermissionsExt;
 
     fn now() -> SystemTime {
