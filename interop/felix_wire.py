@@ -38,7 +38,8 @@ CODES = {
     "TooMany": 12, "CreditExceeded": 13, "Internal": 14, "InvalidName": 20, "InvalidArgument": 21, "NotFound": 22,
     "AlreadyExists": 23, "NotEmpty": 24, "VersionMismatch": 25, "NotSupported": 26, "QuotaExceeded": 27, "NotOwner": 30,
     "StreamGone": 31, "NoChannel": 32, "CorruptBatch": 33, "InvalidBatch": 34, "WrongShard": 35, "SequenceGap": 36,
-    "DuplicateMismatch": 37, "UnknownProducer": 38, "ProducerFenced": 39, "OffsetTooOld": 50, "OffsetInFuture": 51,
+    "DuplicateMismatch": 37, "UnknownProducer": 38, "ProducerFenced": 39, "StorageFailed": 40, "DiskFull": 41,
+    "OffsetTooOld": 50, "OffsetInFuture": 51,
     "LineageReset": 52, "SlowConsumer": 53, "UnknownSubscription": 54, "SubscriptionInUse": 55, "InvalidPattern": 56,
 }
 CODE_NAMES = {number: name for name, number in CODES.items()}

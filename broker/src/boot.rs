@@ -243,8 +243,7 @@ fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<(), B
         }
     };
     let settings = StoreSettings::default().log;
-    let report =
-        recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress)?;
+    let report = recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress)?;
     for lost in &report.accepted {
         crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
     }

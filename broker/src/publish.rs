@@ -523,6 +523,7 @@ fn channel_refusal(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::ProducerFenced => "a newer incarnation of this producer has published; take a new producer id",
         ErrorCode::StreamGone => "the stream was deleted or moved; ask for its route",
+        ErrorCode::StorageFailed => "the shard's storage did not open; see the broker's log",
         _ => "the shard refused the channel",
     }
 }
@@ -534,7 +535,11 @@ fn shard_refusal(code: ErrorCode) -> &'static str {
         ErrorCode::SequenceGap => "a batch before this one is missing; resend from the first unacknowledged one",
         ErrorCode::DuplicateMismatch => "this sequence was published before with other bytes",
         ErrorCode::TooMany => "the shard remembers too many producers; retry later or publish without a producer id",
-        ErrorCode::Overloaded => "readers hold too much memory; retry",
+        ErrorCode::Overloaded => "readers hold too much memory, or the disk is behind; retry",
+        ErrorCode::StorageFailed => {
+            "a write or sync failed, or the shard is damaged: it takes nothing more; see the broker's log"
+        }
+        ErrorCode::DiskFull => "the disk is full; free some space or lower a retention, then retry",
         ErrorCode::StreamGone => "the stream was deleted or moved; ask for its route",
         _ => "the shard refused the batch",
     }

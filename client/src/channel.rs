@@ -375,7 +375,11 @@ impl Channel {
             batch.maybe = false;
             batch.refusal = Some((refused.code, refused.detail.clone()));
         } else if let Some(batch) = self.queue.remove(at) {
-            batch.fail(tally, &PublishError::Rejected { code: refused.code, detail: refused.detail.clone() });
+            let error = match refused.code {
+                ErrorCode::StorageFailed => PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed },
+                code => PublishError::Rejected { code, detail: refused.detail.clone() },
+            };
+            batch.fail(tally, &error);
         }
         Ok(After {
             reroute: refused.code.class() == Class::Redirect,

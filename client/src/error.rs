@@ -250,6 +250,8 @@ pub enum UnknownReason {
     ProducerForgotten,
     /// The client was closed.
     Closed,
+    /// The storage of the shard failed while the record was on its way to the disk.
+    StorageFailed,
 }
 
 /// What became of a record that was not acknowledged.
@@ -287,6 +289,7 @@ impl fmt::Display for PublishError {
                     UnknownReason::ConnectionLost => "the connection was lost without an acknowledgement",
                     UnknownReason::ProducerForgotten => "the broker forgot this producer before it acknowledged",
                     UnknownReason::Closed => "the client was closed before an acknowledgement came",
+                    UnknownReason::StorageFailed => "the broker's storage failed before it could acknowledge",
                 })?;
                 f.write_str("; the record may or may not be published: look, or make its effect idempotent and retry")
             }

@@ -362,8 +362,7 @@ fn refuse(event: Event, effects: &mut Effects) -> Option<Event> {
             effects.push(Effect::OpenChannel { channel, result: Err(ErrorCode::StorageFailed) });
         }
         Event::Attached { core, shard, sub, .. } => {
-            let result =
-                Err(AttachRefused { code: ErrorCode::StorageFailed, lineage: Lineage(0), next: Offset(0) });
+            let result = Err(AttachRefused { code: ErrorCode::StorageFailed, lineage: Lineage(0), next: Offset(0) });
             effects.push(Effect::Attach { core, shard, sub, result });
         }
         other => return Some(other),

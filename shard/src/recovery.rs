@@ -155,7 +155,9 @@ impl fmt::Display for RecoveryError {
                 "the write-ahead log holds an entry ({what}) of shard {shard} that this version never writes; start the \
                  version that wrote it"
             ),
-            RecoveryError::Batch { shard, error } => write!(f, "shard {shard}, a batch in the write-ahead log: {error}"),
+            RecoveryError::Batch { shard, error } => {
+                write!(f, "shard {shard}, a batch in the write-ahead log: {error}")
+            }
             RecoveryError::Job { shard, error } => write!(f, "shard {shard}: {error}; run `felix-broker check`"),
             RecoveryError::Write { shard, ended: Ended::Full(_) } => {
                 write!(f, "the disk is full: recovery could not write the segments of shard {shard}; free some space")
@@ -282,8 +284,7 @@ impl Work<'_> {
         for wal in &found.wals {
             // Entries of shards that have no files here are kept too: somebody may have taken the files by mistake.
             let whole = self.report.orphans.is_empty().then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
-            let retire = whole
-                .unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));
+            let retire = whole.unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));
             self.retire(retire)?;
         }
         self.report.wals = found.wals.len();

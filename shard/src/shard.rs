@@ -18,10 +18,10 @@ use crate::effect::{Ack, AttachRefused, AttachState, ChannelState, Effect, Effec
 use crate::event::{ChannelKey, ShardConfig, SubKey};
 use crate::limits::Limits;
 use crate::memory_log::MemoryLog;
-use felix_protocol::error_code::ErrorCode;
-use felix_protocol::frame::Start;
 use crate::store::part::DiskPart;
 use crate::store::{Pending, PendingAck, Store};
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::frame::Start;
 use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId};
 use felix_protocol::position::Offset;
 use felix_protocol::time::{Now, Timestamp};

@@ -118,7 +118,14 @@ impl Store {
     }
 
     /// A completion for an open shard.
-    pub(crate) fn on_shard_done(&mut self, now: Now, shard: &mut Shard, slot: Slot, done: DiskDone, pool: &mut BatchPool) {
+    pub(crate) fn on_shard_done(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        slot: Slot,
+        done: DiskDone,
+        pool: &mut BatchPool,
+    ) {
         let Some(part) = &mut shard.part else { return };
         match &mut part.work {
             Work::Producers { ticket, checkpoint, bytes } if *ticket == done.ticket => {

@@ -147,9 +147,8 @@ impl Store {
         effects: &mut Effects,
     ) {
         let mine = self.history.readers.iter().position(|it| {
-            it.as_ref().is_some_and(|it| {
-                (it.shard, it.core, it.sub) == (wanted.shard, wanted.core, wanted.sub) && !it.closing
-            })
+            it.as_ref()
+                .is_some_and(|it| (it.shard, it.core, it.sub) == (wanted.shard, wanted.core, wanted.sub) && !it.closing)
         });
         if let Some(index) = mine {
             let it = self.history.readers[index].as_mut().expect("just found");
@@ -264,10 +263,9 @@ impl Store {
                 ReadFault::Gap(range) | ReadFault::Damaged(range) => range.to,
                 ReadFault::Beyond { flushed_to } => *flushed_to,
                 _ => {
-                    let range = error.damaged().unwrap_or(felix_protocol::position::OffsetRange {
-                        from: error.next,
-                        to: error.good_from,
-                    });
+                    let range = error
+                        .damaged()
+                        .unwrap_or(felix_protocol::position::OffsetRange { from: error.next, to: error.good_from });
                     part.log.mark_damaged(range);
                     let why = error.to_string();
                     self.history_alarm(shard.config.shard, range, why);
@@ -283,7 +281,9 @@ impl Store {
                 Wish::Batches(offset) if offset >= shard.memory_start() => {
                     self.answer_from_memory(shard, core, sub, offset, limits, effects);
                 }
-                _ => self.want(now, shard, Wanted { shard: shard.config.shard, core, sub, wish }, pool, limits, effects),
+                _ => {
+                    self.want(now, shard, Wanted { shard: shard.config.shard, core, sub, wish }, pool, limits, effects)
+                }
             };
         }
         it.wish = None;

@@ -36,10 +36,24 @@ const SCAN: ReadSettings = ReadSettings { window_bytes: 128 << 10, windows_max: 
 pub(crate) enum Stage {
     Open(Opening),
     Clean(Box<ShardLog>),
-    Producers { log: Box<ShardLog>, checkpoint: Checkpoint, ticket: Ticket },
-    Scan { log: Box<ShardLog>, checkpoint: Checkpoint, reader: Box<Reader>, slot: Slot, dedup: Dedup },
+    Producers {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        ticket: Ticket,
+    },
+    Scan {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        reader: Box<Reader>,
+        slot: Slot,
+        dedup: Dedup,
+    },
     /// All is known; waits for the WAL's first file.
-    Ready { log: Box<ShardLog>, checkpoint: Checkpoint, dedup: Dedup },
+    Ready {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        dedup: Dedup,
+    },
     Failed,
     /// In between.
     Moving,
@@ -71,8 +85,7 @@ impl Store {
         self.started = true;
         let slot = self.slots.take(Use::Shard(config.shard));
         let opening = Opening::open(slot, self.maker, config.shard, now.wall, Offset(0), &mut self.queue);
-        let shard =
-            OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Open(opening) };
+        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Open(opening) };
         self.opening.insert(config.shard, shard);
     }
 
@@ -129,12 +142,7 @@ impl Store {
         }
     }
 
-    fn opened(
-        &mut self,
-        now: Now,
-        shard: &OpeningShard,
-        opened: Result<(ShardLog, OpenReport), OpenError>,
-    ) -> Stage {
+    fn opened(&mut self, now: Now, shard: &OpeningShard, opened: Result<(ShardLog, OpenReport), OpenError>) -> Stage {
         let config = &shard.config;
         let spec = ShardSpec {
             stream: config.stream,

@@ -59,11 +59,21 @@ impl Checkpoint {
 pub(crate) enum Work {
     Idle,
     /// The producers file is written; the flush follows.
-    Producers { ticket: Ticket, checkpoint: Checkpoint, bytes: usize },
-    Flush { through: Lsn, bytes: usize, checkpoint: Option<Checkpoint> },
+    Producers {
+        ticket: Ticket,
+        checkpoint: Checkpoint,
+        bytes: usize,
+    },
+    Flush {
+        through: Lsn,
+        bytes: usize,
+        checkpoint: Option<Checkpoint>,
+    },
     /// Looking for what is too old or too much.
     Scan(RetainScan),
-    Retain { segments: usize },
+    Retain {
+        segments: usize,
+    },
     Roll,
     Clean,
 }

@@ -196,10 +196,8 @@ impl Disk for Dying<'_> {
     }
 
     fn wait(&mut self) -> Option<DiskDone> {
-        let refused = |request: DiskRequest| DiskDone {
-            ticket: request.ticket,
-            result: Err(DiskError::Io { errno: EIO }),
-        };
+        let refused =
+            |request: DiskRequest| DiskDone { ticket: request.ticket, result: Err(DiskError::Io { errno: EIO }) };
         self.disk.wait().or_else(|| self.refused.pop_front().map(refused))
     }
 }
@@ -314,7 +312,8 @@ impl World {
     fn plan_trouble(&mut self) {
         match self.trouble {
             Trouble::Errors => {
-                let kind = [OpKind::Write, OpKind::Sync, OpKind::Replace, OpKind::Create][self.chance.below(4) as usize];
+                let kind =
+                    [OpKind::Write, OpKind::Sync, OpKind::Replace, OpKind::Create][self.chance.below(4) as usize];
                 let skip = self.chance.below(120);
                 self.disk.plan_fault(kind, skip, Fault::Error(DiskError::Io { errno: EIO }));
                 self.say(|| format!("the {skip}th {kind:?} from now on will fail"));
@@ -467,10 +466,8 @@ impl World {
         while let Some(alarm) = life.shards.take_alarm() {
             self.say(|| format!("alarm: {alarm:?}"));
             if self.trouble != Trouble::Errors {
-                let harmless = matches!(
-                    alarm,
-                    felix_shard::store::Alarm::DiskFull | felix_shard::store::Alarm::DiskFreed
-                );
+                let harmless =
+                    matches!(alarm, felix_shard::store::Alarm::DiskFull | felix_shard::store::Alarm::DiskFreed);
                 assert!(harmless, "{alarm:?}");
             }
         }
@@ -751,7 +748,10 @@ impl World {
                         self.seen.gaps += 1;
                         let start = life.shards.get(self.models[shard].config.shard).unwrap().log_start();
                         let failed = life.shards.get(self.models[shard].config.shard).unwrap().is_failed();
-                        assert!(covered.to <= start || failed, "a gap {covered:?} that retention did not make: {start}");
+                        assert!(
+                            covered.to <= start || failed,
+                            "a gap {covered:?} that retention did not make: {start}"
+                        );
                         (covered, 0)
                     }
                     Next::Progress { covered, .. } => (covered, 0),
@@ -796,7 +796,11 @@ impl World {
                 for (index, record) in records.iter().enumerate() {
                     let offset = base + index as u64;
                     if offset >= log_start {
-                        assert_eq!(content.get(&offset), Some(record), "offset {offset} of shard {id} was acknowledged");
+                        assert_eq!(
+                            content.get(&offset),
+                            Some(record),
+                            "offset {offset} of shard {id} was acknowledged"
+                        );
                     }
                 }
             }

@@ -139,13 +139,13 @@ impl Producers {
         let content = |what| ProducersError::Frame(FrameError::Content(what));
         let producers = read(&payload).map_err(|_| content("the list of producers"))?;
         for known in &producers.known {
-            let rising = known.seen.windows(2).all(|pair| {
-                pair[0].base_sequence < pair[1].base_sequence && pair[0].base_offset < pair[1].base_offset
-            });
+            let rising = known
+                .seen
+                .windows(2)
+                .all(|pair| pair[0].base_sequence < pair[1].base_sequence && pair[0].base_offset < pair[1].base_offset);
             let last = known.seen.last();
-            let ends = last.is_none_or(|it| {
-                it.base_sequence.0.checked_add(u64::from(it.record_count)) == Some(known.next.0)
-            });
+            let ends =
+                last.is_none_or(|it| it.base_sequence.0.checked_add(u64::from(it.record_count)) == Some(known.next.0));
             if !rising || !ends {
                 return Err(content("the batches of a producer"));
             }

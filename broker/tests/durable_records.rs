@@ -1,0 +1,317 @@
+//! Records of durable streams in a real broker process: what was acknowledged is there after every kill, where it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command as Process, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use felix_client::protocol::metadata::{Durability, StreamSpec};
+use felix_client::protocol::names::StreamName;
+use felix_client::{
+    Client, ClientConfig, Command, Context, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Kills of one run; `FELIX_KILLS=50` for the long one.
+fn kills() -> usize {
+    std::env::var("FELIX_KILLS").map_or(6, |text| text.parse().expect("a number"))
+}
+
+struct Broker {
+    child: Option<Child>,
+    data: PathBuf,
+    listen: SocketAddr,
+    http: SocketAddr,
+    cores: u8,
+}
+
+impl Broker {
+    fn new(name: &str, cores: u8) -> Broker {
+        // Not a folder in memory: the broker refuses one.
+        let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+        let data = root.join(format!("durable-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&data);
+        fs::create_dir_all(&data).unwrap();
+        let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Broker { child: None, data, listen, http, cores }
+    }
+
+    fn start(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
+        let cpus: Vec<&str> = (0..self.cores).map(|_| "0").collect();
+        let mut command = Process::new(env!("CARGO_BIN_EXE_felix-broker"));
+        command
+            .args(["dev", "--wait", "park", "--drain-ms", "300", "--cores", &self.cores.to_string()])
+            .args(["--cpus", &cpus.join(","), "--listen", &self.listen.to_string(), "--http", &self.http.to_string()])
+            .arg("--data")
+            .arg(&self.data)
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        let give_up = Instant::now() + PATIENCE;
+        while !get(self.http, "/readyz").starts_with("HTTP/1.0 200") {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none() && Instant::now() < give_up, "it does not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.data.with_extension("log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn stop(&mut self) {
+        let mut child = self.child.take().unwrap();
+        assert!(Process::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{}", self.log());
+    }
+
+    fn connect(&self) -> Client {
+        let context = Context::load(self.data.join("context.toml")).unwrap();
+        Client::connect(ClientConfig::from_context(&context).unwrap().request_timeout(PATIENCE)).unwrap()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let text = get(self.http, "/metrics");
+        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.data);
+            let _ = fs::remove_file(self.data.with_extension("log"));
+        }
+    }
+}
+
+fn get(http: SocketAddr, path: &str) -> String {
+    let mut answer = String::new();
+    if let Ok(mut stream) = TcpStream::connect(http) {
+        let _ = stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+fn name(text: &str) -> StreamName {
+    StreamName::parse(text).unwrap()
+}
+
+fn create(client: &Client, text: &str, spec: StreamSpec) {
+    client.admin(Command::CreateStream { name: name(text), spec, create_parents: true }).unwrap();
+}
+
+/// Every record of every shard from its start to where it ends now, by shard and offset.
+fn read_all(client: &Client, text: &str, count: usize) -> BTreeMap<(u32, u64), Vec<u8>> {
+    let options = SubscribeOptions { start: Start::Earliest, shards: Shards::All, ..SubscribeOptions::default() };
+    let mut subscriber = client.subscribe(&name(text), options).unwrap();
+    let mut found = BTreeMap::new();
+    while found.len() < count {
+        match subscriber.next_item(Some(PATIENCE)).unwrap() {
+            Some(Item::Records(batch)) => {
+                for record in batch.records() {
+                    let record = record.to_record().unwrap();
+                    let before = found.insert((record.shard.0, record.position.offset.0), record.value.to_vec());
+                    assert!(before.is_none(), "offset {} came twice", record.position.offset);
+                }
+            }
+            Some(Item::Gap { covered, .. }) => panic!("a gap: {covered:?}"),
+            Some(other) => panic!("{other:?}"),
+            None => panic!("{} of {count} records came", found.len()),
+        }
+    }
+    found
+}
+
+/// Acknowledged records, by shard and offset.
+type Acked = Arc<Mutex<BTreeMap<(u32, u64), Vec<u8>>>>;
+
+/// Publishes as fast as it is acknowledged, 64 in flight, until told to stop.
+fn publish(client: &Client, text: &str, round: usize, acked: &Acked, stop: &AtomicBool) {
+    let Ok(publisher) = client.publisher(&name(text), PublisherOptions::default()) else { return };
+    let mut waiting = std::collections::VecDeque::new();
+    for number in 0u64.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let value = format!("{round}-{number}-{}", "x".repeat((number % 700) as usize)).into_bytes();
+        let key = format!("k{}", number % 17);
+        let record = RecordToPublish { key: Some(key.as_bytes()), value: &value, ..Default::default() };
+        let Ok(ack) = publisher.send_acked(&record) else { break };
+        waiting.push_back((ack, value));
+        while waiting.len() >= 64 || (stop.load(Ordering::Relaxed) && !waiting.is_empty()) {
+            let Some((ack, value)) = waiting.pop_front() else { break };
+            if let Ok(ack) = ack.wait(Instant::now() + Duration::from_millis(500)) {
+                acked.lock().unwrap().insert((ack.shard.0, ack.position.offset.0), value);
+            } else if stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_every_kill() {
+    let mut broker = Broker::new("kill", 2);
+    broker.start();
+    let streams = [("t/n/group", Durability::Group), ("t/n/each", Durability::Each)];
+    let client = broker.connect();
+    for (text, durability) in streams {
+        create(&client, text, StreamSpec { durability, shards: 3, retention_bytes: 1 << 30, ..StreamSpec::default() });
+    }
+    drop(client);
+    let acked: Vec<Acked> = streams.iter().map(|_| Acked::default()).collect();
+    for round in 0..kills() {
+        let stop = AtomicBool::new(false);
+        let client = broker.connect();
+        std::thread::scope(|scope| {
+            for ((text, _), acked) in streams.iter().zip(&acked) {
+                let (client, stop) = (&client, &stop);
+                scope.spawn(move || publish(&client, text, round, acked, stop));
+            }
+            std::thread::sleep(Duration::from_millis(300 + (round as u64 * 97) % 500));
+            broker.kill();
+            stop.store(true, Ordering::Relaxed);
+        });
+        broker.start();
+        // Somebody who knows nothing of the publishers.
+        let reader = broker.connect();
+        for ((text, _), acked) in streams.iter().zip(&acked) {
+            let acked = acked.lock().unwrap();
+            let expected = acked.len();
+            let found = read_all(&reader, text, expected);
+            // There may be more: what was written and not acknowledged in time. So read until all acked are seen.
+            let mut all = found;
+            let last = acked.keys().next_back().copied();
+            if acked.keys().any(|key| !all.contains_key(key)) {
+                all = read_until(&reader, text, &acked);
+            }
+            for (key, value) in acked.iter() {
+                assert_eq!(
+                    all.get(key),
+                    Some(value),
+                    "round {round}, {text}, {key:?} was acknowledged (last {last:?})"
+                );
+            }
+        }
+    }
+    let total: usize = acked.iter().map(|it| it.lock().unwrap().len()).sum();
+    println!("{total} acknowledged records over {} kills", kills());
+    assert!(total > 100 * kills(), "hardly anything was acknowledged: {total}");
+}
+
+/// Reads until everything acknowledged was seen.
+fn read_until(client: &Client, text: &str, acked: &BTreeMap<(u32, u64), Vec<u8>>) -> BTreeMap<(u32, u64), Vec<u8>> {
+    let options = SubscribeOptions { start: Start::Earliest, shards: Shards::All, ..SubscribeOptions::default() };
+    let mut subscriber = client.subscribe(&name(text), options).unwrap();
+    let mut found = BTreeMap::new();
+    let mut missing: std::collections::BTreeSet<_> = acked.keys().copied().collect();
+    while !missing.is_empty() {
+        match subscriber.next_item(Some(Duration::from_secs(5))).unwrap() {
+            Some(Item::Records(batch)) => {
+                for record in batch.records() {
+                    let record = record.to_record().unwrap();
+                    missing.remove(&(record.shard.0, record.position.offset.0));
+                    found.insert((record.shard.0, record.position.offset.0), record.value.to_vec());
+                }
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    found
+}
+
+#[test]
+fn history_is_read_from_segments_and_goes_on_live() {
+    let mut broker = Broker::new("history", 2);
+    broker.start();
+    let client = broker.connect();
+    let spec =
+        StreamSpec { durability: Durability::Group, shards: 1, retention_bytes: 1 << 30, ..StreamSpec::default() };
+    create(&client, "t/n/s", spec);
+    let publisher = client.publisher(&name("t/n/s"), PublisherOptions::default()).unwrap();
+    let count = 30_000u64;
+    for number in 0..count {
+        let value = format!("{number}-{}", "y".repeat(1_000));
+        publisher.send(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
+    }
+    publisher.flush().unwrap();
+    // 30 MB: far more than memory keeps of a shard; the reader must come out of the segments into what is live.
+    let give_up = Instant::now() + PATIENCE;
+    while broker.metric("felix_store_flushed_bytes_total") < 20 << 20 {
+        assert!(Instant::now() < give_up, "nothing was flushed: {}", broker.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let options = SubscribeOptions { start: Start::Earliest, ..SubscribeOptions::default() };
+    let mut records = client.subscribe(&name("t/n/s"), options).unwrap().records();
+    for number in 0..count + 500 {
+        if number >= count {
+            let value = format!("{number}-live");
+            publisher.send(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
+        }
+        let record = records.next_record(Some(PATIENCE)).unwrap().expect("a record");
+        assert_eq!(record.position.offset.0, number);
+        assert!(record.value.starts_with(format!("{number}-").as_bytes()), "offset {number} holds another record");
+    }
+    assert!(broker.metric("felix_store_history_batches_total") > 0, "history came from memory");
+    publisher.flush().unwrap();
+    drop(publisher);
+    client.close();
+
+    // A stop in good order and another number of cores: the same records again.
+    broker.stop();
+    broker.cores = 3;
+    broker.start();
+    let client = broker.connect();
+    let found = read_all(&client, "t/n/s", count as usize + 500);
+    assert!(found.iter().all(|((_, offset), value)| value.starts_with(format!("{offset}-").as_bytes())));
+}
+
+#[test]
+fn a_retry_after_a_kill_is_appended_once() {
+    let mut broker = Broker::new("retry", 1);
+    broker.start();
+    let client = broker.connect();
+    create(&client, "t/n/s", StreamSpec { durability: Durability::Group, ..StreamSpec::default() });
+    // The client of an idempotent producer sends again by itself what was not answered.
+    let options = PublisherOptions { idempotent: true, ..PublisherOptions::default() };
+    let publisher = client.publisher(&name("t/n/s"), options).unwrap();
+    let mut acks = Vec::new();
+    for round in 0..3u64 {
+        for number in 0..500u64 {
+            let value = format!("{}", round * 500 + number);
+            acks.push(
+                publisher.send_acked(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap(),
+            );
+        }
+        broker.kill();
+        broker.start();
+    }
+    for (number, ack) in acks.into_iter().enumerate() {
+        let acked = ack.wait(Instant::now() + PATIENCE).unwrap();
+        assert_eq!(acked.position.offset.0, number as u64, "a record was lost or appended twice");
+    }
+    let found = read_all(&broker.connect(), "t/n/s", 1_500);
+    assert!(found.iter().all(|((_, offset), value)| value == offset.to_string().as_bytes()));
+}
