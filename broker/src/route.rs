@@ -44,6 +44,7 @@ impl StreamRoute {
             epoch: place.epoch,
             durability: self.info.spec.durability,
             sync_interval_ms: self.info.spec.interval_ms,
+            sealed_for: None,
             retention_bytes: self.info.spec.retention_bytes,
             retention_age_ns: self.info.spec.retention_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
         }

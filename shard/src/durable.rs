@@ -18,7 +18,7 @@ use crate::store::history::{Wanted, Wish};
 use crate::store::opening::{OpeningShard, Stage};
 use crate::store::part::DiskPart;
 use crate::store::slots::Use;
-use crate::store::{Alarm, Pending, Store, commit_of};
+use crate::store::{Alarm, Pending, Store};
 use crate::table::Shards;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::ShardId;
@@ -194,7 +194,7 @@ impl Shards {
         match opening.stage {
             Stage::Ready { log, .. } if opening.is_removed => store.leave_unopened(id, opening.slot, Some(log)),
             Stage::Ready { log, checkpoint, dedup } => {
-                let mut part = DiskPart::new(*log, commit_of(&opening.config), checkpoint);
+                let mut part = DiskPart::new(*log, &opening.config, checkpoint);
                 part.wal_failed = store.wal.poison().is_some();
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);

@@ -36,6 +36,10 @@ pub struct SubKey {
     pub generation: u32,
 }
 
+/// A tenant's keys for encryption at rest, by the number that the core gave them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantKeys(pub u32);
+
 /// What a shard is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardConfig {
@@ -53,6 +57,8 @@ pub struct ShardConfig {
     pub durability: Durability,
     /// With `Durability::Interval`: milliseconds within which a sync begins.
     pub sync_interval_ms: u32,
+    /// Sealed at rest with the keys of this tenant; None: in clear.
+    pub sealed_for: Option<TenantKeys>,
     /// Bytes kept.
     pub retention_bytes: u64,
     /// Age kept.

@@ -77,6 +77,7 @@ pub fn config() -> ShardConfig {
         epoch: Epoch(1),
         durability: Durability::Ephemeral,
         sync_interval_ms: 0,
+        sealed_for: None,
         retention_bytes: 1 << 20,
         retention_age_ns: None,
     }

@@ -16,6 +16,7 @@
 
 pub(crate) mod flush;
 pub(crate) mod history;
+pub(crate) mod keys;
 pub(crate) mod leaving;
 pub(crate) mod opening;
 pub(crate) mod part;
@@ -23,12 +24,13 @@ pub(crate) mod slots;
 
 use crate::batch_pool::SharedBatch;
 use crate::effect::Effect;
-use crate::event::{ChannelKey, ShardConfig};
+use crate::event::{ChannelKey, ShardConfig, TenantKeys};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, Sequence, ShardId};
 use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Time};
+use felix_wal::at_rest::{AtRestScope, DataKey};
 use felix_wal::chunk_builder::ChunkBuilder;
 use felix_wal::core_wal::{AppendError, CoreWal, CoreWalSettings, Poison};
 use felix_wal::format::entry::{Append, Entry, EntryBody, Lsn};
@@ -39,6 +41,7 @@ use felix_wal::quarantine::QuarantineSweep;
 use felix_wal::queue::{DiskQueue, Slot};
 use felix_wal::read::ReadSettings;
 use history::History;
+use keys::Keys;
 use leaving::Leaving;
 use opening::OpeningShard;
 use part::DiskPart;
@@ -213,6 +216,7 @@ pub struct Store {
     pub(crate) queue: DiskQueue,
     pub(crate) slots: Slots,
     pub(crate) builder: ChunkBuilder,
+    pub(crate) keys: Keys,
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) unflushed_bytes: usize,
     /// Flushes and other jobs of logs under way.
@@ -264,6 +268,7 @@ impl Store {
             queue: DiskQueue::new(),
             slots,
             builder: ChunkBuilder::new(),
+            keys: Keys::new(salt),
             pending: VecDeque::new(),
             unflushed_bytes: 0,
             flushing: 0,
@@ -284,6 +289,11 @@ impl Store {
             alarms: VecDeque::new(),
             counters: StoreCounters::default(),
         }
+    }
+
+    /// All data keys of a tenant that exist, the one to seal with last. Before the shards that need them.
+    pub fn set_keys(&mut self, tenant: TenantKeys, scope: AtRestScope, keys: Vec<DataKey>) {
+        self.keys.set(tenant, scope, keys);
     }
 
     /// Shards that are not open yet.
@@ -336,14 +346,25 @@ impl Store {
             return Err(ErrorCode::Overloaded);
         }
         let header = batch.header();
+        let (sealed_by, stored) = match part.sealed_for {
+            None => (None, batch.bytes()),
+            Some(tenant) => match self.keys.seal(tenant, batch.bytes()) {
+                Ok((by, sealed)) => (Some(by), sealed),
+                // Never in clear instead.
+                Err(_) => {
+                    self.counters.refused_failed += 1;
+                    return Err(ErrorCode::StorageFailed);
+                }
+            },
+        };
         let body = EntryBody::Append(Append {
             stream: header.stream,
             lineage: header.lineage,
             offset_count: header.offset_count,
             epoch: header.epoch,
             base_offset: header.base_offset,
-            sealed_by: None,
-            batch: batch.bytes(),
+            sealed_by,
+            batch: stored,
         });
         let lsn = self.wal.append(now.time, &Entry::new(header.shard, body), part.commit).map_err(|error| {
             let (count, code) = match error {

@@ -86,6 +86,7 @@ impl Bench {
             epoch: Epoch(1),
             durability: Durability::Ephemeral,
             sync_interval_ms: 0,
+            sealed_for: None,
             retention_bytes: 20_000,
             retention_age_ns: Some(100_000),
         }));

@@ -233,6 +233,7 @@ fn the_path_of_a_publish() {
         epoch: Epoch(1),
         durability: Durability::Ephemeral,
         sync_interval_ms: 0,
+        sealed_for: None,
         retention_bytes: 1 << 20,
         retention_age_ns: None,
     }));

@@ -72,7 +72,20 @@ impl Store {
             if batch.range().to > part.durable_to {
                 break;
             }
-            match self.builder.push(batch.bytes(), false) {
+            let pushed = match part.sealed_for {
+                None => self.builder.push(batch.bytes(), false),
+                // With nonces of its own: what the WAL holds is not kept.
+                Some(tenant) => match self.keys.seal(tenant, batch.bytes()) {
+                    Ok((_, sealed)) => self.builder.push(sealed, true),
+                    Err(error) => {
+                        let why = format!("it cannot be sealed at rest: {error}");
+                        part.wal_failed = true;
+                        self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+                        return;
+                    }
+                },
+            };
+            match pushed {
                 Ok(()) => bytes += batch.bytes().len(),
                 Err(BuildError::Full) => break,
                 Err(error) => {

@@ -244,7 +244,9 @@ impl Store {
                         return shard.on_attached(core, sub, Start::Position(at), effects);
                     }
                     // Its checksums were checked. A body that a newer build wrote is passed over like one that expired.
-                    let Some(batch) = pool.share_stored(stored.bytes) else { continue };
+                    // One whose key was destroyed is a gap: that is what destroying keys is for.
+                    let Ok(clear) = self.keys.open(part.sealed_for, &stored) else { continue };
+                    let Some(batch) = pool.share_stored(clear) else { continue };
                     bytes += batch.bytes().len();
                     batches.push(batch);
                     if bytes >= limits.fetch_bytes_max || batches.len() >= limits.fetch_batches_max {

@@ -231,7 +231,9 @@ impl Store {
             match reader.poll(&log, &mut self.queue) {
                 ReadState::Ready => {
                     let Some(batch) = reader.next_batch() else { continue };
-                    if let Some(facts) = BodyFacts::of_stored(batch.bytes) {
+                    // Who has no key for it cannot tell its producers; they must begin anew, which is told.
+                    let facts = self.keys.open(shard.config.sealed_for, &batch).ok().and_then(BodyFacts::of_stored);
+                    if let Some(facts) = facts {
                         dedup.remember(&facts, batch.header.base_offset, batch.header.append_time, limits);
                     }
                 }

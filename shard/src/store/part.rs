@@ -11,6 +11,8 @@
 //!
 //! **See**: `flush.rs`, `../shard.rs`.
 
+use super::commit_of;
+use crate::event::{ShardConfig, TenantKeys};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::position::Offset;
 use felix_wal::disk::Ticket;
@@ -83,6 +85,7 @@ pub(crate) enum Work {
 pub(crate) struct DiskPart {
     pub(crate) log: ShardLog,
     pub(crate) commit: Commit,
+    pub(crate) sealed_for: Option<TenantKeys>,
     /// Acks and readers do not wait for the disk (`interval`, `none`).
     pub(crate) is_early: bool,
     pub(crate) entries: VecDeque<(Offset, Lsn, usize)>,
@@ -100,11 +103,13 @@ pub(crate) struct DiskPart {
 }
 
 impl DiskPart {
-    pub(crate) fn new(log: ShardLog, commit: Commit, checkpoint: Checkpoint) -> DiskPart {
+    pub(crate) fn new(log: ShardLog, config: &ShardConfig, checkpoint: Checkpoint) -> DiskPart {
+        let commit = commit_of(config);
         DiskPart {
             durable_to: log.flushed_to(),
             log,
             commit,
+            sealed_for: config.sealed_for,
             is_early: matches!(commit, Commit::Interval { .. } | Commit::None),
             entries: VecDeque::new(),
             unflushed_bytes: 0,

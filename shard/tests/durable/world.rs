@@ -19,7 +19,7 @@ use felix_protocol::position::{Epoch, Lineage, Offset, Position};
 use felix_protocol::time::{Now, Time, Timestamp};
 use felix_shard::batch_pool::CheckedBatch;
 use felix_shard::effect::{Effect, Effects};
-use felix_shard::event::{ChannelKey, ConnKey, Event, ShardConfig, SubKey};
+use felix_shard::event::{ChannelKey, ConnKey, Event, ShardConfig, SubKey, TenantKeys};
 use felix_shard::fan_out::{FanOut, Next, Request};
 use felix_shard::invariants;
 use felix_shard::limits::Limits;
@@ -27,6 +27,7 @@ use felix_shard::recovery::{self, OnDamage};
 use felix_shard::store::{Store, StoreSettings};
 use felix_shard::subscription::SubSpec;
 use felix_shard::table::Shards;
+use felix_wal::at_rest::{AtRestScope, DataKey};
 use felix_wal::disk::{Disk, DiskDone, DiskError, DiskRequest};
 use felix_wal::format::header::{Identity, Region};
 use felix_wal::log::Maker;
@@ -38,6 +39,9 @@ const ME: CoreId = CoreId(0);
 const SHARDS: u64 = 5;
 const STEPS: u64 = 500;
 const STARTS: u64 = 4;
+/// In every value of a shard that is sealed at rest: no file may hold it.
+const CANARY: &str = "CANARY";
+const TENANT: TenantKeys = TenantKeys(3);
 
 /// What happens to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +234,7 @@ impl World {
                     epoch: Epoch(1),
                     durability: durability(index),
                     sync_interval_ms: 20,
+                    sealed_for: (index % 2 == 0).then_some(TENANT),
                     retention_bytes: if chance.coin() { 1 << 30 } else { 64 << 10 },
                     retention_age_ns: chance.one_in_thousand(300).then_some(2_000 * MS),
                 },
@@ -306,6 +311,11 @@ impl World {
         }
         let mut life = self.start();
         self.verify(&mut life);
+        for path in self.disk.paths() {
+            let content = self.disk.content(&path).unwrap_or_default();
+            let leak = content.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
+            assert!(!leak, "{path} holds plaintext of a sealed stream");
+        }
         self.seen
     }
 
@@ -377,7 +387,9 @@ impl World {
             channels: 0,
         };
         let salt = u128::from(self.chance.bits()) << 64 | 1;
-        life.shards.set_store(Store::new(StoreSettings::small(), self.maker(), ME, salt));
+        let mut store = Store::new(StoreSettings::small(), self.maker(), ME, salt);
+        store.set_keys(TENANT, AtRestScope::new("eu", "acme"), vec![DataKey::new(1, [7; 32])]);
+        life.shards.set_store(store);
         for index in 0..self.models.len() {
             let model = &mut self.models[index];
             if !model.deleted {
@@ -490,10 +502,11 @@ impl World {
         let Some(at) = self.live_shard() else { return };
         let count = 1 + self.chance.below(4);
         let size = [8, 60, 900][self.chance.below(3) as usize];
+        let mark = if self.models[at].config.sealed_for.is_some() { CANARY } else { "" };
         let records: Vec<String> = (0..count)
             .map(|_| {
                 self.next_value += 1;
-                format!("{:0width$}", self.next_value, width = size)
+                format!("{mark}{:0width$}", self.next_value, width = size)
             })
             .collect();
         let mut stamp = ProducerStamp::default();

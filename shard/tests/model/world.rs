@@ -157,6 +157,7 @@ impl World {
                 epoch: Epoch(1),
                 durability: Durability::Ephemeral,
                 sync_interval_ms: 0,
+                sealed_for: None,
                 retention_bytes: world.random.within(300, 6_000),
                 retention_age_ns: world.random.chance(40).then(|| world.random.within(5, 200) * MS),
             };
