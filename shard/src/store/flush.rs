@@ -24,7 +24,7 @@ use felix_wal::format::entry::{Lsn, WalPosition};
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
 use felix_wal::log::{Ended, Job, JobError, LogEvent, LogSettings, MetaChange};
 use felix_wal::queue::Slot;
-use felix_wal::retain::{RetainPolicy, RetainScan};
+use felix_wal::retain::{FloorRule, RetainPolicy, RetainScan};
 
 /// Parts of its retention that a shard's segments have at least.
 const SEGMENTS_PER_RETENTION: u64 = 8;
@@ -45,22 +45,38 @@ impl Store {
         }
         // The file is written again when four times its size was flushed: that bounds both writing it and reading behind it.
         let is_due = part.since_checkpoint >= 4 * part.producers_bytes as u64;
-        let none_needed = shard.dedup.producer_count() == 0 && !part.checkpoint.has_file;
-        if is_due && !none_needed {
-            let through = part.durable_to;
-            let producers = shard.dedup.snapshot(shard.config.lineage, through);
-            let bytes = producers.encode(&self.maker, shard.config.stream, shard.config.shard);
-            if bytes.len() <= PRODUCERS_BYTES_MAX {
-                let checkpoint = Checkpoint { through, has_file: true };
-                let size = bytes.len();
-                let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
-                let ticket = self.queue.push(slot, Priority::Background, op);
-                part.work = Work::Producers { ticket, checkpoint, bytes: size };
-                self.flushing += 1;
-                return;
-            }
+        let none_needed = needs_no_producers(shard);
+        if !is_due || none_needed || !self.write_producers(shard, slot) {
+            self.flush_segments(now, shard, None, none_needed);
         }
-        self.flush_segments(now, shard, None, none_needed);
+    }
+
+    /// Writes what the shard remembers of producers; what was to be done follows. False: it is too much for a file.
+    fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
+        let Some(part) = &mut shard.part else { return false };
+        let through = part.durable_to;
+        let producers = shard.dedup.snapshot(shard.config.lineage, through);
+        let bytes = producers.encode(&self.maker, shard.config.stream, shard.config.shard);
+        if bytes.len() > PRODUCERS_BYTES_MAX {
+            return false;
+        }
+        let checkpoint = Checkpoint { through, has_file: true };
+        let size = bytes.len();
+        let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
+        let ticket = self.queue.push(slot, Priority::Background, op);
+        part.work = Work::Producers { ticket, checkpoint, bytes: size };
+        self.flushing += 1;
+        true
+    }
+
+    /// The meta says how far the producers file is.
+    fn save_checkpoint(&mut self, shard: &mut Shard, checkpoint: Checkpoint) {
+        let Some(part) = &mut shard.part else { return };
+        let change = MetaChange { settings: Some(checkpoint.encode()), ..MetaChange::default() };
+        if part.log.save(&change, &mut self.queue).is_ok() {
+            part.work = Work::Save(checkpoint);
+            self.flushing += 1;
+        }
     }
 
     /// `checkpoint`: was written just now. `none_needed`: there are no producers, so nothing need be read again.
@@ -149,7 +165,10 @@ impl Store {
                     Ok(_) => {
                         part.producers_bytes = bytes;
                         part.since_checkpoint = 0;
-                        self.flush_segments(now, shard, Some(checkpoint), false);
+                        match part.can_flush() {
+                            true => self.flush_segments(now, shard, Some(checkpoint), false),
+                            false => self.save_checkpoint(shard, checkpoint),
+                        }
                     }
                     Err(DiskError::Full) => self.wait_for_room(now, shard),
                     Err(error) => {
@@ -185,6 +204,10 @@ impl Store {
             (Ended::Done, Work::Retain { segments }) => {
                 self.counters.retained_segments += segments as u64;
                 shard.touched = true;
+                self.want_retention(shard);
+            }
+            (Ended::Done, Work::Save(checkpoint)) => {
+                part.checkpoint = checkpoint;
                 self.want_retention(shard);
             }
             (Ended::Done, _) => self.want_retention(shard),
@@ -248,6 +271,8 @@ impl Store {
         if !part.is_idle() || part.failed().is_some() {
             return;
         }
+        let none_needed = needs_no_producers(shard);
+        let Some(part) = &mut shard.part else { return };
         // The open segment keeps what is in it; if it is old enough that all of it could soon go, it is sealed.
         if let (Some(age), Some(since)) = (shard.config.retention_age_ns, part.log.open_since())
             && now.wall.saturating_sub_ns(age / SEGMENTS_PER_RETENTION) > since
@@ -260,7 +285,9 @@ impl Store {
         let policy = RetainPolicy {
             age_ns: shard.config.retention_age_ns,
             bytes: Some(shard.config.retention_bytes),
-            ..RetainPolicy::default()
+            // What the producers file does not know yet is only in the batches.
+            floor: (!none_needed).then_some(part.checkpoint.through),
+            floor_rule: FloorRule::Keep,
         };
         part.work = Work::Scan(RetainScan::new(slot, policy, now.wall));
         self.flushing += 1;
@@ -271,6 +298,16 @@ impl Store {
         let Some(part) = &mut shard.part else { return };
         let Work::Scan(scan) = &mut part.work else { return };
         let Some(plan) = scan.poll(&part.log, &mut self.queue) else { return };
+        if plan.held_bytes > 0 && plan.log_start <= part.log.log_start() {
+            // Retention waits for the producers file: bring it up to date, then look again.
+            part.work = Work::Idle;
+            self.flushing -= 1;
+            if part.checkpoint.through < part.durable_to {
+                let slot = shard.slot;
+                self.write_producers(shard, slot);
+            }
+            return;
+        }
         match part.log.retain(&plan, now.wall, &mut self.queue) {
             Ok(true) => part.work = Work::Retain { segments: plan.segments },
             Ok(false) | Err(_) => {
@@ -284,4 +321,9 @@ impl Store {
     pub(crate) fn pinned(&self) -> Vec<ShardId> {
         self.wal.pins().map(|(shard, _)| shard).take(2 * self.settings.flushes_max).collect()
     }
+}
+
+/// There are no producers and there is no file that says otherwise.
+fn needs_no_producers(shard: &Shard) -> bool {
+    shard.dedup.producer_count() == 0 && shard.part.as_ref().is_none_or(|part| !part.checkpoint.has_file)
 }

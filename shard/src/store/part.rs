@@ -77,6 +77,8 @@ pub(crate) enum Work {
         segments: usize,
     },
     Roll,
+    /// The meta alone is written.
+    Save(Checkpoint),
     Clean,
 }
 
