@@ -34,6 +34,7 @@ pub mod links;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod offline_disk;
 pub mod principal;
 pub mod publish;
 pub mod requests;
