@@ -7,6 +7,7 @@
 //!                      |                       `  -> delivery   fan-out to subscribers
 //!                      `-> io  sockets, mesh, executor, waiting: the only place that names glommio
 //!         control_thread -> felix_control, stats_book, http, tls_files
+//! main -> tools -> offline_disk         check, dump, repair: without a broker
 //! ```
 //!
 //! **Invariants**: cores share nothing but immutable batches; they speak only through the mesh.
@@ -43,3 +44,4 @@ pub mod self_check;
 pub mod session;
 pub mod stats_book;
 pub mod tls_files;
+pub mod tools;
