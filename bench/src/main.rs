@@ -10,6 +10,7 @@
 //! connections  memory per idle connection, first record of a new subscriber among them, reconnect storm
 //! soak         many records through, none lost or reordered, memory looked at
 //! compare      two builds of the broker in turn
+//! durable      ack latency and acks per second of every durability, beside the disk, JetStream and Redis Streams
 //! check        cost beside the bare relay against the ratios in bench/baselines
 //! results      tables and plots from JSON lines
 //! floor, role  serve as the bare relay, drive some of the clients (started by the others)
@@ -22,10 +23,12 @@
 //!
 //! **See**: `load.rs` (the loop), `party.rs` (the clients), `servers.rs` (who is measured), `floors/` (what is possible).
 
+mod acks;
 mod cell;
 mod check;
 mod compare;
 mod connections;
+mod durable;
 mod floors;
 mod grid;
 mod ground;
@@ -238,6 +241,13 @@ enum Command {
         #[arg(long)]
         minutes: Option<u64>,
     },
+    /// What an acknowledged record costs: every durability of Felix, the disk alone, JetStream, Redis Streams in turn.
+    Durable {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: durable::DurableArgs,
+    },
     /// CPU of an idle broker.
     Idle {
         #[command(flatten)]
@@ -287,6 +297,7 @@ fn main() -> Result<(), Error> {
         }
         Command::Compare { common, base } => compare::run(&common, &base),
         Command::Check { common, baseline, write } => check::run(&common, &baseline, write),
+        Command::Durable { common, args } => durable::run(&common, &args),
         Command::Results { file, page, plots } => results::run(&file, &page, &plots),
         Command::Idle { common } => machine::idle(&common),
         Command::Floor { listen, pki, wait, cpu, udp_payload, report } => {
