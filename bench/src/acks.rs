@@ -175,6 +175,5 @@ mod tests {
         let tally = drive(&mut party, AckLoad::Rate { per_second: 1_000 }, Duration::from_millis(20)).unwrap();
         assert_eq!((party.most, tally.acked), (1, 20), "nothing is left out");
         assert!(tally.latency.max() > 50_000_000, "{}", tally.latency.max());
-        assert!(tally.latency.min() < 10_000_000);
     }
 }

@@ -255,7 +255,9 @@ pub fn run(common: &Common, args: &DurableArgs) -> Result<(), Error> {
         })
         .collect();
     let mut report = Report::of(common, entrants.len() * common.runs * 2)?;
-    report.json("machine", &crate::ground::machine())?;
+    let mut machine = crate::ground::machine();
+    machine["nats"] = crate::ground::version(&args.nats.to_string_lossy(), "--version").into();
+    report.json("machine", &machine)?;
     let keeper = certificates(common)?;
     let length = Duration::from_secs(common.seconds).max(Duration::from_millis(500));
     for load in [AckLoad::Rate { per_second: args.rate }, AckLoad::Window { records: args.in_flight }] {
@@ -438,7 +440,7 @@ fn served(
 }
 
 /// `None` if no round of it counted.
-fn summarise(first: &[Option<DurableRow>], rows: &[Option<DurableRow>]) -> Option<DurableSummary> {
+pub fn summarise(first: &[Option<DurableRow>], rows: &[Option<DurableRow>]) -> Option<DurableSummary> {
     let counted: Vec<&DurableRow> = rows.iter().flatten().collect();
     let of = |what: fn(&DurableRow) -> f64| Spread::of(&counted.iter().map(|row| what(row)).collect::<Vec<_>>());
     let ratio = |what: fn(&DurableRow) -> f64| {
@@ -507,10 +509,11 @@ fn table(summaries: &[DurableSummary]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn row(p50_us: f64, steal_percent: f64) -> DurableRow {
+    /// A row as any other.
+    pub fn row(p50_us: f64, steal_percent: f64) -> DurableRow {
         DurableRow {
             system: "x".into(),
             wait: "-".into(),

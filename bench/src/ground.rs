@@ -80,14 +80,6 @@ pub fn machine() -> serde_json::Value {
     let model =
         cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_matches([' ', '\t', ':']);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let version = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).lines().next()?.to_string();
-        text.split_whitespace()
-            .map(|word| word.trim_start_matches("v="))
-            .find(|word| is_version(word))
-            .map(String::from)
-    };
     json!({
         "cpu": model,
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
@@ -97,6 +89,13 @@ pub fn machine() -> serde_json::Value {
         "redis": version("redis-server", "--version"),
         "mosquitto": version("/usr/sbin/mosquitto", "-h"),
     })
+}
+
+/// What version a program says it is.
+pub fn version(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).lines().next()?.to_string();
+    text.split_whitespace().map(|word| word.trim_start_matches("v=")).find(|word| is_version(word)).map(String::from)
 }
 
 fn is_version(word: &str) -> bool {

@@ -22,7 +22,7 @@ const READ_BYTES: usize = 1 << 20;
 
 #[repr(align(4096))]
 #[derive(Clone)]
-struct Block([u8; BLOCK]);
+struct Block(#[allow(dead_code, reason = "it is seen as part of a slice of bytes")] [u8; BLOCK]);
 
 /// Memory that O_DIRECT takes.
 struct Aligned(Vec<Block>);
