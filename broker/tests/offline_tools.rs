@@ -383,10 +383,14 @@ fn check_says_why_it_cannot_read() {
     fs::write(&meta, vec![1; 8_192]).unwrap();
     let (damaged, json) = check(&folder.root);
     assert_eq!((damaged, &json["findings"][0]["what"]), (2, &"not a Felix file".into()));
-    // A hostile name does not reach the terminal.
-    fs::write(meta.with_file_name("\u{1b}[2J\nx"), "").unwrap();
+    // A hostile name neither reaches the terminal nor makes a line of its own.
+    fs::write(folder.root.join("shards/\u{1b}[2J\nclean"), "").unwrap();
     let output = run(&["check", folder.data()]);
-    assert!(!output.stdout.contains(&0x1b), "{output:?}");
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains(r"\u{1b}[2J\nclean") && !shown.contains('\u{1b}') && !shown.contains("\nclean\n"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -501,6 +505,48 @@ fn repair_changes_nothing_until_its_cost_is_understood() {
     let again = repair(&[]);
     assert_eq!(code(&again), 1);
     assert!(text(&again.stderr).contains("nothing of the shard is damaged"), "{again:?}");
+}
+
+/// Whatever the damage: the dry run changes nothing, the repair does what it said, and what is left is a prefix of what was
+/// there, clean.
+#[test]
+fn a_cut_leaves_a_clean_prefix_whatever_the_damage() {
+    let mut folder = Folder::new("any_cut");
+    let all = folder.fill_shard();
+    let clean = content(&folder.root);
+    let paths: Vec<&PathBuf> = clean.keys().filter(|path| path.extension().is_some_and(|it| it == "seg")).collect();
+    let data = folder.data().to_string();
+    let args = ["repair", &data, SHARD, "--choose", "truncate-at-damage"];
+    let mut chance = Chance::new(21);
+    let (mut cut, mut refused) = (0, 0);
+    for case in 0..40 {
+        put(&folder.root, &clean);
+        let path = paths[chance.below(paths.len() as u64) as usize];
+        let bytes = &clean[path];
+        match case % 3 {
+            0 => fs::write(folder.root.join(path), &bytes[..chance.below(bytes.len() as u64) as usize]).unwrap(),
+            1 => fs::remove_file(folder.root.join(path)).unwrap(),
+            _ => flip(&folder.root.join(path), chance.below(bytes.len() as u64 * 8)),
+        }
+        let before = content(&folder.root);
+        let dry = run(&args);
+        assert!(content(&folder.root) == before, "case {case}: the dry run changed the folder");
+        if code(&dry) != 0 {
+            assert_eq!(code(&dry), 1, "case {case}: {dry:?}");
+            refused += 1;
+            continue;
+        }
+        let words = understood(&dry);
+        let done = run(&[&args[..], &["--i-understand", &words]].concat());
+        assert_eq!(code(&done), 0, "case {case}: {done:?}");
+        let (after, json) = check(&folder.root);
+        assert!(after <= 1, "case {case} {}: {json:#}", path.display());
+        let left = Folder::at(&folder.root).read().unwrap();
+        assert_eq!(left, all[..left.len()], "case {case}");
+        assert_eq!(words, format!("{}..{}", left.len(), all.len()), "case {case}");
+        cut += 1;
+    }
+    assert!(cut > 20, "{cut} cut, {refused} refused");
 }
 
 #[test]

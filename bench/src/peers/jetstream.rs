@@ -105,6 +105,7 @@ mod tests {
     fn errors_end_the_run() {
         for bad in [
             r#"{"error":{"code":503,"description":"JetStream not enabled"}}"#,
+            r#"{"stream":"bench","seq":3,"error":{"code":500}}"#,
             r#"{"stream":"bench"}"#,
             r#"{"stream":"bench","seq":0}"#,
             "no json",
@@ -112,6 +113,9 @@ mod tests {
             let bytes = format!("MSG _INBOX.ack 1 {}\r\n{bad}\r\n", bad.len());
             assert!(JetStream.parse(bytes.as_bytes()).is_err(), "{bad}");
         }
+        // A stream that was not made.
+        let refused = r#"{"type":"io.nats.jetstream.api.v1.stream_create_response","error":{"code":400}}"#;
+        assert!(JetStream.parse(format!("MSG {MADE} 1 {}\r\n{refused}\r\n", refused.len()).as_bytes()).is_err());
         assert!(JetStream.parse(b"MSG other 1 2\r\n{}\r\n").is_err());
         assert!(JetStream.parse(b"-ERR 'x'\r\n").is_err());
     }
