@@ -515,10 +515,12 @@ EPHEMERAL = 0
 def setting(kind, value, size): return tlv(kind, value.to_bytes(size, "little"), mandatory=True)
 
 
-def settings(shards=None, durability=None, retention_bytes=None, retention_age_ms=None, batch_bytes_max=None, age_none=False):
+def settings(shards=None, durability=None, retention_bytes=None, retention_age_ms=None, batch_bytes_max=None, age_none=False,
+             interval_ms=None, compact=None, tombstone_grace_ms=None, encrypt=None):
     out = b""
     for kind, value, size in ((1, shards, 4), (2, durability, 1), (3, retention_bytes, 8), (4, retention_age_ms, 8),
-                              (5, batch_bytes_max, 4)):
+                              (5, batch_bytes_max, 4), (7, interval_ms, 4), (8, compact, 1), (9, tombstone_grace_ms, 8),
+                              (10, encrypt, 1)):
         if value is not None:
             out += setting(kind, value, size)
     return bytes16(out + (tlv(6, b"", True) if age_none else b""))
@@ -554,7 +556,7 @@ def list_streams(tenant=None, namespace=None, after=None):
 
 
 def _settings(data):
-    return {kind: int.from_bytes(value, "little") for kind, value in read_tlvs(data, known=(1, 2, 3, 4, 5, 16, 17, 18))}
+    return {kind: int.from_bytes(value, "little") for kind, value in read_tlvs(data, known=(1, 2, 3, 4, 5, 7, 8, 9, 10, 16, 17, 18))}
 
 
 def _stream_info(r):

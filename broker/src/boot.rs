@@ -1,9 +1,9 @@
 //! **What**: start and stop order of a broker.
 //!
 //! ```text
-//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> mesh
-//!   -> cores -> control thread -> context.toml -> ready
-//! stop: control thread ends -> cores end -> sockets close
+//! self-check -> data folder (lock, identity, session number) -> certificates -> sockets (all, in order) -> recovery
+//!   -> mesh -> metadata (opened, table put into the rings) -> cores -> context.toml -> control thread: ready
+//! stop: control thread ends, metadata closed -> cores end -> disk helper ends -> sockets close
 //! ```
 //!
 //! **Invariants**: every failure before "ready" names what was wrong and what to do, and leaves nothing half made.
@@ -18,9 +18,11 @@ use crate::config::DevArgs;
 use crate::control_thread::{ControlSettings, ControlThread, Readiness};
 use crate::core::{Core, CoreConfig, Identity};
 use crate::core_loop::{Clock, CoreLoop};
-use crate::dev::{DataDir, DevPki, write_context};
+use crate::data_folder::DataFolder;
+use crate::dev::{DevPki, write_context};
 use crate::http::HttpState;
 use crate::io::bind::{SocketBuffers, SocketGroup};
+use crate::io::disk::{self, DiskSeat};
 use crate::io::executor::{CoreSpec, spawn_core};
 use crate::io::mesh::{Mesh, MeshLimits};
 use crate::message::MeshMessage;
@@ -28,8 +30,14 @@ use crate::metrics::Metrics;
 use crate::self_check;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Roles;
-use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
+use felix_protocol::ids::CoreId;
+use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
+use felix_shard::recovery::{self, OnDamage};
+use felix_shard::store::{Store, StoreSettings};
+use felix_wal::format::header::Region;
+use felix_wal::log::Maker;
+use ring::rand::SecureRandom;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,24 +80,6 @@ pub fn default_cores() -> u8 {
     std::thread::available_parallelism().map_or(1, |count| count.get().min(64) as u8)
 }
 
-/// The number of this start, on disk before it is returned.
-fn next_session(data: &Path) -> Result<NodeSession, BootError> {
-    let path = data.join("session");
-    let last: u64 = match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            format!(
-                "{} does not hold a number; it counts the starts of this node, restore it from a backup",
-                path.display()
-            )
-        })?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(format!("cannot read {}: {error}", path.display()).into()),
-    };
-    let session = last + 1;
-    crate::dev::write_number(&path, session)?;
-    Ok(NodeSession(session))
-}
-
 fn transport(args: &DevArgs, admission: &Admission) -> TransportConfig {
     TransportConfig {
         streams_bidi_max: u64::from(admission.channels_max) + 1,
@@ -118,10 +108,9 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         );
     }
 
-    let data = DataDir::open(&args.data)?;
+    let mut data = DataFolder::open(&args.data)?;
     // Behind its lock: no other broker tries the same file.
     report(&self_check::data_folder(data.path()))?;
-    let session = next_session(data.path())?;
     let pki = DevPki::ensure(data.path(), args.listen, SystemTime::now())?;
     let mut tls_files = TlsFiles::new(pki.server_cert.clone(), pki.server_key.clone(), pki.ca.clone());
     let tls = tls_files.reload()?.ok_or("the certificates were read twice")?;
@@ -142,11 +131,15 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         ..EndpointConfig::default()
     };
     let identity = Identity {
-        cluster: ClusterId(data.identity().cluster_id),
-        node: NodeId(data.identity().node_id),
-        session,
-        region: data.identity().region.clone(),
+        cluster: data.identity().cluster,
+        node: data.identity().node,
+        session: data.session(),
+        region: data.identity().region.to_string(),
     };
+    let maker = maker(&identity)?;
+    // One seat more than cores: what earlier starts left is brought into order before any core runs.
+    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 1)?;
+    recover_storage(seats.pop().ok_or("no seat for recovery")?, maker, args)?;
     let started_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let metrics = Arc::new(Metrics::new(cores.into(), env!("CARGO_PKG_VERSION"), started_seconds));
     let limits = MeshLimits { capacity: MESH_RING, reserved: 0 };
@@ -154,8 +147,25 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     let control_port = ports.pop().ok_or("the mesh has no member for control")?;
     let roles = Arc::new(Roles::default());
 
+    // The metadata before the cores: a client that comes back at once must not be told that its stream is unknown.
+    let readiness = Arc::new(Readiness::default());
+    let settings = ControlSettings {
+        cores,
+        identity: felix_control::node::Identity { cluster: identity.cluster, node: identity.node },
+        session: data.session(),
+        folder: data.control(),
+        raise_floors: data.had_metadata_in_memory(),
+        durable_streams: true,
+        drain: Duration::from_millis(args.drain_ms),
+        tls: tls_files,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
+    data.finish()?;
+
     let mut joins = Vec::new();
-    for (index, (socket, port)) in sockets.take_sockets().into_iter().zip(ports).enumerate() {
+    let core_cpus: Vec<usize> = cpus.iter().copied().flatten().collect();
+    for (index, ((socket, port), seat)) in sockets.take_sockets().into_iter().zip(ports).zip(seats).enumerate() {
         let slot = CoreSlot { index: index as u8, count: cores };
         let secrets = EndpointSecrets::from_seed(&data.secrets().reset_key);
         let endpoint = Endpoint::new(endpoint_config.clone(), &tls, slot, secrets, started)
@@ -171,29 +181,24 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let spec =
             CoreSpec { index, cpu: cpus[index], wait: args.wait.into(), spin: Duration::from_micros(args.spin_us) };
         let block = metrics.core(index);
+        let workers = cpus[index].map(|own| disk::worker_cpus(args.wait.into(), own, &core_cpus, &allowed));
+        let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
+        let store = Store::new(settings, maker, CoreId(index as u8), salt()?);
         let join = spawn_core(spec, move |handle| async move {
-            let core = Core::new(config);
-            CoreLoop::new(core, endpoint, socket, port, Clock::new(started), block).run(handle).await
+            let mut core = Core::new(config);
+            core.set_store(store);
+            let disk = seat.open(workers.as_deref())?;
+            CoreLoop::new(core, endpoint, socket, port, disk, Clock::new(started), block).run(handle).await
         })?;
         joins.push(join);
     }
 
-    let readiness = Arc::new(Readiness::default());
-    let settings = ControlSettings {
-        cores,
-        node: identity.node,
-        session,
-        drain: Duration::from_millis(args.drain_ms),
-        tls: tls_files,
-    };
-    let control = ControlThread::new(settings, control_port, readiness.clone());
     write_context(&data.path().join("context.toml"), listen, &pki)?;
     greet(data.path(), listen, http_addr, cores, args);
 
     let (render, ready) = (metrics.clone(), readiness.clone());
     let state =
         Arc::new(HttpState { render: Box::new(move |out| render.render(out)), ready: Box::new(move || ready.check()) });
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let http = tokio::net::TcpListener::from_std(http)?;
         control.run(http, state).await
@@ -201,8 +206,64 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     for join in joins {
         join.join()??;
     }
+    disk_helper.join();
     drop(sockets);
     crate::log::info("stopped", &[]);
+    Ok(())
+}
+
+/// Who makes files in this start.
+fn maker(identity: &Identity) -> Result<Maker, BootError> {
+    let session = identity.session;
+    let region = Region::new(&identity.region)
+        .ok_or_else(|| format!("region {:?} cannot be written into file headers", identity.region))?;
+    let identity = felix_wal::format::header::Identity { cluster: identity.cluster, node: identity.node, region };
+    Ok(Maker { identity, session })
+}
+
+/// Random bits that seed the checksums of a write-ahead log.
+fn salt() -> Result<u128, BootError> {
+    let mut bytes = [0; 16];
+    ring::rand::SystemRandom::new().fill(&mut bytes).map_err(|_| "the system gives no random bytes")?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// Brings what the write-ahead logs of earlier starts hold into segments.
+fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<(), BootError> {
+    let began = Instant::now();
+    let mut port = seat.open(None)?;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let on_damage = if args.accept_wal_loss { OnDamage::AcceptLoss } else { OnDamage::Refuse };
+    let mut told = Instant::now();
+    let mut progress = |it: felix_wal::recover::Progress| {
+        if told.elapsed() >= Duration::from_secs(1) {
+            told = Instant::now();
+            let percent = it.done * 100 / it.total.max(1);
+            crate::log::info("recovering", &[("percent", &percent.to_string()), ("bytes", &it.total.to_string())]);
+        }
+    };
+    let settings = StoreSettings::default().log;
+    let report = recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress)?;
+    for lost in &report.accepted {
+        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
+    }
+    for (shard, entries) in &report.orphans {
+        crate::log::error(
+            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine",
+            &[("shard", &shard.to_string()), ("entries", &entries.to_string())],
+        );
+    }
+    if report.wals > 0 {
+        crate::log::info(
+            "recovered",
+            &[
+                ("batches", &report.batches.to_string()),
+                ("bytes", &report.bytes.to_string()),
+                ("shards", &report.shards.to_string()),
+                ("milliseconds", &began.elapsed().as_millis().to_string()),
+            ],
+        );
+    }
     Ok(())
 }
 

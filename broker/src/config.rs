@@ -85,6 +85,9 @@ pub struct DevArgs {
     /// Handshakes in flight on one core beyond which new clients must prove their address first (QUIC Retry).
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub retry_above: usize,
+    /// Start although a write-ahead log lost acknowledged data: keep what is whole, and the log in quarantine.
+    #[arg(long)]
+    pub accept_wal_loss: bool,
     /// Milliseconds that clients get to go away after SIGTERM.
     #[arg(long, value_name = "MS", default_value_t = 5_000)]
     pub drain_ms: u64,

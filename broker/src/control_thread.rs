@@ -2,16 +2,18 @@
 //! `describe`, signals, certificate reload, drain, and the HTTP door. One tokio runtime, one thread.
 //!
 //! ```text
-//! ToControl (admin, stats, reports, producers) -> Member / StatsBook -> FromControl (replies, changes, blocks)
+//! ToControl (admin, stats, reports, producers) -> ControlNode / StatsBook -> FromControl (replies, changes, blocks)
+//! a write: proposal, polled beside the mail -> on disk, applied -> changes to every core -> its reply
 //! SIGTERM, SIGINT -> Drain -> cores empty or time over -> Stop           SIGHUP, changed files -> ReloadTls
 //! ```
 //!
 //! **Invariants**: every core hears of a change before the client that asked for it hears of its success, so that a
-//! stream can be used as soon as its creation is answered. What a core's ring cannot take waits here, in order.
+//! stream can be used as soon as its creation is answered; what was answered survives any crash. What a core's ring
+//! cannot take waits here, in order. Reads are answered at once from what is applied, also when the disk failed.
 //!
-//! **Never**: anything a publish or a delivery waits for.
+//! **Never**: anything a publish or a delivery waits for; a second proposal for one that failed.
 //!
-//! **See**: `stats_book.rs`, `felix_control::member`, `boot.rs` (who starts this).
+//! **See**: `stats_book.rs`, `felix_control::node`, `boot.rs` (who starts this).
 
 use crate::http::{HttpState, serve};
 use crate::io::mesh::MeshPort;
@@ -20,21 +22,27 @@ use crate::stats_book::StatsBook;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Principal;
 use felix_control::command::Internal;
-use felix_control::member::{Member, MemberSettings};
+use felix_control::limits::PROPOSALS_MAX;
+use felix_control::node::{ControlNode, Identity, NodeSettings, ProposeError};
+use felix_control::replica::Watch;
+use felix_control::state::{Applied, ProducerBlock, State};
 use felix_control::watch::Change;
 use felix_protocol::error_code::ErrorCode;
-use felix_protocol::ids::{CoreId, NodeId, NodeSession};
-use felix_protocol::metadata::Command;
+use felix_protocol::ids::{CoreId, NodeSession};
+use felix_protocol::limits::CORES_MAX;
+use felix_protocol::metadata::{Command, Reply};
 use felix_protocol::position::Lineage;
 use felix_protocol::time::Timestamp;
 use felix_shard::event::ConnKey;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinSet};
 
 /// Producer ids a core gets at once.
 const PRODUCER_BLOCK: u32 = 65_536;
@@ -45,24 +53,39 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Messages handled before other work gets its share.
 const MAIL_BUDGET: usize = 1_024;
 
+/// Writes of clients that may wait for their commit. The rest of what the metadata take at once is for the cores, each
+/// of which asks for one block of producer ids at a time.
+const WRITES_MAX: usize = PROPOSALS_MAX - CORES_MAX as usize;
+
 /// How far the broker is, for `/readyz`.
 #[derive(Debug, Default)]
-pub struct Readiness(AtomicU8);
+pub struct Readiness {
+    stage: AtomicU8,
+    failure: OnceLock<String>,
+}
 
 impl Readiness {
     /// Serving.
     pub fn set_ready(&self) {
-        self.0.store(1, Ordering::Release);
+        self.stage.store(1, Ordering::Release);
     }
 
     /// Shutting down.
     pub fn set_draining(&self) {
-        self.0.store(2, Ordering::Release);
+        self.stage.store(2, Ordering::Release);
+    }
+
+    /// A part failed for good; the first reason counts. Serves what it still can, but should be replaced.
+    pub fn set_failed(&self, why: String) {
+        let _ = self.failure.set(why);
     }
 
     /// Ok, or why not.
     pub fn check(&self) -> Result<(), String> {
-        match self.0.load(Ordering::Acquire) {
+        if let Some(why) = self.failure.get() {
+            return Err(why.clone());
+        }
+        match self.stage.load(Ordering::Acquire) {
             0 => Err("the broker is starting".to_string()),
             1 => Ok(()),
             _ => Err("the broker is draining".to_string()),
@@ -85,20 +108,42 @@ struct Question {
 pub struct ControlSettings {
     /// Cores of the broker.
     pub cores: u8,
-    /// This node.
-    pub node: NodeId,
+    /// This node and its cluster.
+    pub identity: Identity,
     /// This start of it.
     pub session: NodeSession,
+    /// Folder of the metadata.
+    pub folder: PathBuf,
+    /// Earlier starts gave ids that the metadata do not know (`DataFolder::had_metadata_in_memory`).
+    pub raise_floors: bool,
+    /// The shard store runs: streams on disk may be made.
+    pub durable_streams: bool,
     /// Time clients get to go away.
     pub drain: Duration,
     /// Certificate files to watch.
     pub tls: TlsFiles,
 }
 
+/// Who waits for a proposal.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// A client.
+    Client { core: usize, conn: ConnKey, request_id: u32 },
+    /// A core that needs producer ids.
+    Producers { core: usize },
+}
+
+/// Why the control thread could not begin.
+pub type ControlError = Box<dyn std::error::Error + Send + Sync>;
+
 /// The control thread's state.
 pub struct ControlThread {
     settings: ControlSettings,
-    member: Member,
+    node: ControlNode,
+    /// Version of the metadata that every core was told; None: nothing yet.
+    told: Option<u64>,
+    /// Writes under way, each with who waits for it; at most `PROPOSALS_MAX`.
+    proposals: JoinSet<(Origin, Result<Applied, ProposeError>)>,
     stats: StatsBook,
     port: MeshPort<MeshMessage>,
     outboxes: Vec<VecDeque<MeshMessage>>,
@@ -111,6 +156,16 @@ pub struct ControlThread {
     drain_ticket: u64,
     started: Instant,
     readiness: Arc<Readiness>,
+    /// The metadata stopped, and that was said.
+    failed: bool,
+}
+
+/// What a client is told of a proposal without an outcome.
+fn code_of(error: &ProposeError) -> ErrorCode {
+    match error {
+        ProposeError::Busy { .. } | ProposeError::NotLeader { .. } => ErrorCode::Overloaded,
+        ProposeError::Stopped { .. } => ErrorCode::Internal,
+    }
 }
 
 fn wall() -> Timestamp {
@@ -118,11 +173,20 @@ fn wall() -> Timestamp {
 }
 
 impl ControlThread {
-    /// Metadata of a fresh start: ids and lineages begin above all that former starts may have given.
-    pub fn new(settings: ControlSettings, port: MeshPort<MeshMessage>, readiness: Arc<Readiness>) -> ControlThread {
+    /// Opens the metadata, makes them those of this start, and puts the whole table and the first producer ids into the
+    /// rings of the cores: a core that starts afterwards never misses a stream that exists.
+    pub async fn open(
+        settings: ControlSettings,
+        port: MeshPort<MeshMessage>,
+        readiness: Arc<Readiness>,
+    ) -> Result<ControlThread, ControlError> {
         let cores = usize::from(settings.cores);
+        let node_settings = NodeSettings { durable_streams: settings.durable_streams, ..NodeSettings::default() };
+        let node = ControlNode::open(&settings.folder, settings.identity, node_settings).await?;
         let mut control = ControlThread {
-            member: Member::new(MemberSettings::default()),
+            node,
+            told: None,
+            proposals: JoinSet::new(),
             stats: StatsBook::default(),
             port,
             outboxes: (0..cores).map(|_| VecDeque::new()).collect(),
@@ -133,45 +197,94 @@ impl ControlThread {
             drain_ticket: 0,
             started: Instant::now(),
             readiness,
+            failed: false,
             settings,
         };
-        let session = control.settings.session.0;
-        for command in [
-            Internal::RaiseFloors { ids: session << 32, lineage: Lineage(session as u32) },
-            Internal::SetCoreCount { cores: control.settings.cores },
-            Internal::StartNode { node: control.settings.node, session: control.settings.session },
-        ] {
-            control.propose_internal(command);
+        let blocks = control.begin().await?;
+        control.tell_cores();
+        for block in blocks {
+            control.give_producers(block);
         }
-        for core in 0..control.settings.cores {
-            control.allocate_producers(CoreId(core));
-        }
-        control
+        Ok(control)
     }
 
-    fn propose_internal(&mut self, command: Internal) {
-        let committed = self.member.propose_internal(wall(), command);
-        if let Err(refused) = &committed.outcome {
-            crate::log::error("metadata refused a command of this broker itself", &[("why", &refused.detail)]);
+    /// What each start tells the metadata.
+    async fn begin(&mut self) -> Result<Vec<ProducerBlock>, ControlError> {
+        let ControlSettings { cores, session, identity, raise_floors, .. } = self.settings;
+        if raise_floors {
+            // Former starts made their ids from their session.
+            let floors = Internal::RaiseFloors { ids: session.0 << 32, lineage: Lineage(session.0 as u32) };
+            self.own(floors).await?;
         }
-        self.broadcast(committed.changes);
+        if self.node.read(State::cores) != cores {
+            self.own(Internal::SetCoreCount { cores }).await?;
+        }
+        self.own(Internal::StartNode { node: identity.node, session }).await.map_err(|error| {
+            let folder = self.settings.folder.display();
+            format!(
+                "the metadata in {folder} refuse start {session} of this node: {error}; the folder is from a later \
+                 time than the file session beside it: write the number of that last start into the file"
+            )
+        })?;
+        let mut blocks = Vec::new();
+        for core in 0..cores {
+            let command = Internal::AllocateProducers { core: CoreId(core), count: PRODUCER_BLOCK };
+            blocks.extend(self.own(command).await?.producers);
+        }
+        Ok(blocks)
     }
 
-    fn allocate_producers(&mut self, core: CoreId) {
-        let command = Internal::AllocateProducers { core, count: PRODUCER_BLOCK };
-        let committed = self.member.propose_internal(wall(), command);
-        if let Some(block) = committed.producers {
-            let message = FromControl::Producers { first: block.first.0, count: u64::from(block.count) };
-            self.send(core.0.into(), message);
+    /// Carries out what this broker itself needs before it starts.
+    async fn own(&self, command: Internal) -> Result<Applied, ControlError> {
+        let applied = self.node.propose_internal(wall(), command).await?;
+        match applied.outcome {
+            Ok(_) => Ok(applied),
+            Err(refused) => Err(refused.detail.into()),
+        }
+    }
+
+    fn give_producers(&mut self, block: ProducerBlock) {
+        let message = FromControl::Producers { first: block.first.0, count: u64::from(block.count) };
+        self.send(block.core.0.into(), message);
+    }
+
+    fn allocate_producers(&mut self, core: usize) {
+        let command = Internal::AllocateProducers { core: CoreId(core as u8), count: PRODUCER_BLOCK };
+        let proposal = self.node.propose_internal(wall(), command);
+        self.proposals.spawn(async move { (Origin::Producers { core }, proposal.await) });
+    }
+
+    /// Tells every core what it has missed.
+    fn tell_cores(&mut self) {
+        // A version that never was: whoever knows nothing gets the whole table.
+        match self.node.changes_since(self.told.unwrap_or(u64::MAX)) {
+            Watch::Deltas(deltas) => {
+                for delta in deltas {
+                    self.told = Some(delta.to_version);
+                    self.broadcast(delta.changes);
+                }
+            }
+            Watch::Snapshot(table) => {
+                self.told = Some(table.version);
+                let streams: BTreeSet<_> = table.streams.iter().map(|it| it.info.id).collect();
+                self.stats.keep_only(&streams);
+                let table = Arc::new(table);
+                for core in 0..usize::from(self.settings.cores) {
+                    self.send(core, FromControl::Table(table.clone()));
+                }
+            }
         }
     }
 
     fn broadcast(&mut self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
+        // The last change has the newest version of the routing table: nothing else moves it.
+        let Some(routing_version) = changes.last().map(Change::routing_version) else { return };
+        for change in &changes {
+            if let Change::StreamRemoved { id, .. } = change {
+                self.stats.forget(*id);
+            }
         }
         let changes: Arc<[Change]> = changes.into();
-        let routing_version = self.member.state().routing_version();
         for core in 0..usize::from(self.settings.cores) {
             self.send(core, FromControl::Changes { routing_version, changes: changes.clone() });
         }
@@ -232,10 +345,10 @@ impl ControlThread {
             ToControl::Stats { conn, request_id, after } => {
                 let uptime_ms = self.started.elapsed().as_millis() as u64;
                 let connections = self.connections.iter().sum();
-                let stats = self.stats.page(self.member.state(), after.as_ref(), uptime_ms, connections);
+                let stats = self.node.read(|state| self.stats.page(state, after.as_ref(), uptime_ms, connections));
                 self.send(core, FromControl::StatsReply { conn, request_id, stats });
             }
-            ToControl::NeedProducers => self.allocate_producers(CoreId(core as u8)),
+            ToControl::NeedProducers => self.allocate_producers(core),
             ToControl::Report(report) => {
                 self.connections[core] = report.connections;
                 self.answered[core] = self.answered[core].max(report.ticket);
@@ -253,23 +366,63 @@ impl ControlThread {
         idempotency_key: u128,
         command: Command,
     ) {
-        let result = if command.is_write() {
-            let committed = self.member.propose(wall(), principal, idempotency_key, command);
-            for change in &committed.changes {
-                if let Change::StreamRemoved { id, .. } = change {
-                    self.stats.forget(*id);
-                }
-            }
-            self.broadcast(committed.changes);
-            committed.outcome
-        } else {
-            self.member.query(&command, self.stats.shard_reports())
-        };
-        let result = result.map_err(|refused| (refused.code, refused.detail));
+        if !command.is_write() {
+            let result = self.node.query(&command, self.stats.shard_reports());
+            let result = result.map_err(|refused| (refused.code, refused.detail));
+            return self.answer(core, conn, request_id, result);
+        }
+        if self.proposals.len() >= WRITES_MAX {
+            let busy = ProposeError::Busy { max: WRITES_MAX };
+            return self.answer(core, conn, request_id, Err((code_of(&busy), busy.to_string())));
+        }
+        let proposal = self.node.propose(wall(), principal, idempotency_key, command);
+        let origin = Origin::Client { core, conn, request_id };
+        // Tasks are first polled in the order in which they were spawned, and so are the commands in the log.
+        self.proposals.spawn(async move { (origin, proposal.await) });
+    }
+
+    fn answer(&mut self, core: usize, conn: ConnKey, request_id: u32, result: Result<Reply, (ErrorCode, String)>) {
         if let Err((ErrorCode::Internal, detail)) = &result {
             crate::log::error("a metadata command failed", &[("why", detail)]);
         }
         self.send(core, FromControl::AdminReply { conn, request_id, result });
+    }
+
+    /// A proposal ended: first the cores are told, then whoever asked.
+    fn on_proposal(&mut self, origin: Origin, result: Result<Applied, ProposeError>) {
+        self.tell_cores();
+        if let Err(ProposeError::Stopped { detail }) = &result {
+            self.fail(detail);
+        }
+        match (origin, result) {
+            (Origin::Client { core, conn, request_id }, result) => {
+                let result = match result {
+                    Ok(applied) => applied.outcome.map_err(|refused| (refused.code, refused.detail)),
+                    Err(error) => Err((code_of(&error), error.to_string())),
+                };
+                self.answer(core, conn, request_id, result);
+            }
+            (Origin::Producers { core }, result) => match result {
+                Ok(Applied { producers: Some(block), .. }) => self.give_producers(block),
+                Ok(Applied { outcome, .. }) => {
+                    let why = outcome.err().map_or_else(String::new, |refused| refused.detail);
+                    crate::log::error("a core got no producer ids", &[("core", &core.to_string()), ("why", &why)]);
+                }
+                Err(error) => {
+                    let (core, why) = (core.to_string(), error.to_string());
+                    crate::log::error("a core got no producer ids", &[("core", &core), ("why", &why)]);
+                }
+            },
+        }
+    }
+
+    /// The metadata stopped for good: not ready any more, and the log says it once.
+    fn fail(&mut self, why: &str) {
+        if !self.failed {
+            self.failed = true;
+            crate::log::error("the metadata stopped, only reads go on: repair the disk and restart", &[("why", why)]);
+            self.readiness.set_failed(format!("the metadata stopped: {why}"));
+        }
     }
 
     /// Runs until the cores were told to stop. `http`: the bound listener of the HTTP door.
@@ -278,6 +431,7 @@ impl ControlThread {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let door = tokio::spawn(serve(http, state));
+        let mut version = self.node.version();
         let mut draining: Option<tokio::time::Instant> = None;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         self.readiness.set_ready();
@@ -286,6 +440,8 @@ impl ControlThread {
             let deadline = draining.unwrap_or_else(|| tokio::time::Instant::now() + HOUSEKEEPING);
             tokio::select! {
                 () = poll_fn(|cx| self.port.poll_mail(cx)) => {}
+                Some(ended) = self.proposals.join_next(), if !self.proposals.is_empty() => self.on_joined(ended),
+                Ok(()) = version.changed() => self.tell_cores(),
                 () = tokio::time::sleep(RETRY), if !flushed => {}
                 () = tokio::time::sleep(FRESH), if !self.questions.is_empty() => {}
                 _ = terminate.recv(), if draining.is_none() => draining = Some(self.drain("SIGTERM")),
@@ -304,11 +460,19 @@ impl ControlThread {
                     self.on_message(from, *message);
                 }
             }
+            while let Some(ended) = self.proposals.try_join_next() {
+                self.on_joined(ended);
+            }
             self.answer_questions();
+            if let Some(why) = self.node.failure() {
+                self.fail(&why);
+            }
             if draining.is_some() && self.everyone_left() {
                 break;
             }
         }
+        // Who still waits would be told nothing by a connection that is gone.
+        self.proposals.abort_all();
         crate::log::info("stopping", &[]);
         for core in 0..usize::from(self.settings.cores) {
             self.send(core, FromControl::Stop);
@@ -320,7 +484,16 @@ impl ControlThread {
             tokio::time::sleep(RETRY).await;
         }
         door.abort();
+        self.node.shutdown().await;
         Ok(())
+    }
+
+    fn on_joined(&mut self, ended: Result<(Origin, Result<Applied, ProposeError>), JoinError>) {
+        match ended {
+            Ok((origin, result)) => self.on_proposal(origin, result),
+            // Nobody cancels them, and a panic ends the process before it comes here.
+            Err(error) => crate::log::error("a proposal was lost", &[("why", &error.to_string())]),
+        }
     }
 
     /// No connection is left, as told by every core after the drain began: an older report may not know the newest ones.

@@ -24,6 +24,7 @@ use crate::message::{CoreReport, FromControl, MeshMessage, ShardReport, TailRepo
 use crate::route::{Owned, RouteTable};
 use crate::session::{CONTROL_STREAM, Session, SessionState, Sessions};
 use felix_control::authorise::{Principal, Roles, Target, Verb};
+use felix_control::watch::Change;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Frame, Goaway};
 use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
@@ -32,7 +33,9 @@ use felix_protocol::time::{Now, Time};
 use felix_shard::effect::{Effect, Effects};
 use felix_shard::event::{ChannelKey, ConnKey, Event, SubKey};
 use felix_shard::fan_out::{FanOut, Request};
+use felix_shard::store::{Alarm, Store};
 use felix_shard::table::Shards;
+use felix_wal::disk::{DiskDone, DiskRequest};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -112,6 +115,8 @@ pub struct Core {
     stopped: bool,
     /// Batches lent to the transport.
     pub(crate) egress: Egress,
+    /// What the disk is to do; the loop takes it after every turn.
+    disk_requests: Vec<DiskRequest>,
     /// Scratch for one read and one write; lent to the work that needs it.
     pub(crate) read_scratch: Vec<u8>,
     pub(crate) write_scratch: Vec<u8>,
@@ -153,10 +158,46 @@ impl Core {
             draining: false,
             stopped: false,
             egress: Egress::new(config.admission.egress_bytes_max),
+            disk_requests: Vec::new(),
             read_scratch: vec![0; READ_BYTES],
             write_scratch: Vec::new(),
             config,
         }
+    }
+
+    /// Gives the core storage; without it durable shards are kept in memory only.
+    pub fn set_store(&mut self, store: Store) {
+        self.shards.set_store(store);
+    }
+
+    /// Its storage.
+    pub fn store(&self) -> Option<&Store> {
+        self.shards.store()
+    }
+
+    /// A disk request has completed.
+    pub fn on_disk(&mut self, now: Now, done: DiskDone) {
+        self.shards.on_disk_done(now, done, &mut self.effects);
+    }
+
+    /// What the disk is to do now.
+    pub fn take_disk_requests(&mut self) -> std::vec::Drain<'_, DiskRequest> {
+        self.disk_requests.drain(..)
+    }
+
+    /// Something about storage that people must know.
+    pub fn take_alarm(&mut self) -> Option<Alarm> {
+        self.shards.take_alarm()
+    }
+
+    /// Writes and seals what is gathered; `is_disk_closed` tells when that is done.
+    pub fn shut_down_disk(&mut self) {
+        self.shards.shut_down_disk();
+    }
+
+    /// Nothing more has to be written.
+    pub fn is_disk_closed(&self) -> bool {
+        self.shards.store().is_none_or(Store::is_closed)
     }
 
     /// Connections now.
@@ -325,18 +366,11 @@ impl Core {
 
     fn on_control(&mut self, now: Now, message: FromControl) {
         match message {
-            FromControl::Changes { routing_version, changes } => {
-                let Core { routes, shards, effects, config, .. } = self;
-                routes.apply(routing_version, &changes, config.me, |owned| {
-                    let event = match owned {
-                        Owned::Put(config) => Event::ShardPut(config),
-                        Owned::Removed(shard) => Event::ShardRemoved { shard },
-                    };
-                    shards.handle(now, event, effects);
-                });
-                self.tell_route_changed(routing_version);
-                self.retry_deferred(now);
+            FromControl::Table(table) => {
+                let changes = self.routes.changes_to(&table);
+                self.on_changes(now, table.routing_version, &changes);
             }
+            FromControl::Changes { routing_version, changes } => self.on_changes(now, routing_version, &changes),
             FromControl::AdminReply { conn, request_id, result } => self.on_admin_reply(conn, request_id, result),
             FromControl::StatsReply { conn, request_id, stats } => {
                 self.finish_request(conn, request_id, &Frame::Stats(stats));
@@ -350,6 +384,19 @@ impl Core {
             FromControl::ReloadTls(_) => {}
             FromControl::Stop => self.stopped = true,
         }
+    }
+
+    fn on_changes(&mut self, now: Now, routing_version: u64, changes: &[Change]) {
+        let Core { routes, shards, effects, config, .. } = self;
+        routes.apply(routing_version, changes, config.me, |owned| {
+            let event = match owned {
+                Owned::Put(config) => Event::ShardPut(config),
+                Owned::Removed(shard) => Event::ShardRemoved { shard },
+            };
+            shards.handle(now, event, effects);
+        });
+        self.tell_route_changed(routing_version);
+        self.retry_deferred(now);
     }
 
     fn drain(&mut self, drain_ms: u32) {
@@ -381,6 +428,8 @@ impl Core {
         self.deliver(now, links);
         // Deliveries may ask for history or leave a tail; an answer of this very core schedules them again.
         self.settle(now, links);
+        self.shards.plan_disk(now, &mut self.effects, &mut self.disk_requests);
+        self.settle(now, links);
         let more = self.has_deliveries();
         let freed = self.flush_acks(links);
         self.flush_control(links);
@@ -400,7 +449,7 @@ impl Core {
         let blocked =
             (self.outbox_len() > 0 || self.shards.stalled_cores().next().is_some() || !self.stalled.is_empty())
                 .then(|| now.time.after_ns(200_000));
-        [hello, report, tick, blocked].into_iter().flatten().min()
+        [hello, report, tick, blocked, self.shards.disk_deadline()].into_iter().flatten().min()
     }
 
     fn is_report_due(&self) -> bool {
@@ -631,7 +680,7 @@ impl Core {
                     epoch: config.epoch,
                     log_start: shard.log_start(),
                     high_watermark: shard.high_watermark(),
-                    retained_bytes: shard.retained_bytes() as u64,
+                    retained_bytes: shard.retained_bytes(),
                 },
                 records_in: shard.counters().records_in,
                 bytes_in: shard.counters().bytes_in,

@@ -1,7 +1,7 @@
 //! **What**: the loop of one core: take all that waits, handle each, then send the effects.
 //!
 //! ```text
-//! turn: timers -> datagrams (recvmmsg) -> mesh -> QUIC events -> Core::end_turn -> packets (sendmmsg)
+//! turn: timers -> datagrams (recvmmsg) -> disk -> mesh -> QUIC events -> Core::end_turn -> disk, packets (sendmmsg)
 //! then: worked -> next turn          nothing found -> wait (busy, hybrid, park)
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! **See**: `io/wait.rs` for the three ways to wait, `core.rs`.
 
 use crate::core::Core;
+use crate::io::disk::DiskPort;
 use crate::io::executor::CoreHandle;
 use crate::io::mesh::MeshPort;
 use crate::io::transmit::{Pushed, Transmit, TransmitOptions, TransmitQueue};
@@ -34,6 +35,10 @@ const RECEIVES_PER_TURN: usize = 4;
 const MAIL_PER_TURN: usize = 1_024;
 /// Packets or trains built before they are sent: the first receivers work while the next packets are made.
 const SEND_TOGETHER: usize = 16;
+/// Disk completions of one turn.
+const COMPLETIONS_PER_TURN: usize = 256;
+/// Time that the last writes get at a stop.
+const CLOSE_TIME: Duration = Duration::from_secs(10);
 /// Turns between two copies of the counters into the metrics.
 const METRICS_EVERY: u32 = 64;
 /// Longest time the metrics of an idle core stay as they were.
@@ -68,6 +73,7 @@ pub struct CoreLoop {
     socket: UdpSocket,
     transmit: TransmitQueue,
     port: MeshPort<MeshMessage>,
+    disk: DiskPort,
     clock: Clock,
     metrics: Arc<CoreMetrics>,
     turns: u64,
@@ -155,6 +161,7 @@ impl CoreLoop {
         endpoint: Endpoint,
         socket: UdpSocket,
         port: MeshPort<MeshMessage>,
+        disk: DiskPort,
         clock: Clock,
         metrics: Arc<CoreMetrics>,
     ) -> CoreLoop {
@@ -164,6 +171,7 @@ impl CoreLoop {
             socket,
             transmit: TransmitQueue::new(TransmitOptions::default()),
             port,
+            disk,
             clock,
             metrics,
             turns: 0,
@@ -177,6 +185,8 @@ impl CoreLoop {
     /// Runs until the control thread says stop.
     pub async fn run(mut self, handle: CoreHandle) -> std::io::Result<()> {
         let mut waiter = handle.waiter(&self.socket)?;
+        waiter.attach_disk(&self.disk)?;
+        let mut closing_since: Option<Instant> = None;
         let mut working_since: Option<Instant> = None;
         loop {
             let now = Instant::now();
@@ -185,8 +195,14 @@ impl CoreLoop {
             }
             let (worked, again) = self.turn(now)?;
             if self.core.is_stopped() {
-                self.stop(now);
-                return Ok(());
+                if closing_since.is_none() {
+                    self.core.shut_down_disk();
+                }
+                let since = *closing_since.get_or_insert(now);
+                if self.core.is_disk_closed() || now.duration_since(since) >= CLOSE_TIME {
+                    self.stop(now);
+                    return Ok(());
+                }
             }
             self.since_metrics += 1;
             if self.since_metrics >= METRICS_EVERY || now.duration_since(self.metrics_at) >= METRICS_INTERVAL {
@@ -197,7 +213,7 @@ impl CoreLoop {
                 waiter.worked().await;
             } else {
                 let until = Until { deadline: self.next_deadline(now), writable: !self.transmit.is_empty() };
-                waiter.wait(&mut self.port, until).await;
+                waiter.wait_with_disk(&mut self.port, &mut self.disk, until).await;
             }
         }
     }
@@ -212,6 +228,7 @@ impl CoreLoop {
             worked = true;
         }
         worked |= self.receive(at)?;
+        worked |= self.take_completions(now);
         worked |= self.take_mail(at, now) > 0;
         worked |= self.take_events(now);
         let mut links = RealLinks { endpoint: &mut self.endpoint, port: &mut self.port };
@@ -220,8 +237,35 @@ impl CoreLoop {
             self.refusing = true;
             self.endpoint.stop_accepting();
         }
+        // Before the packets: the device works while they are made.
+        worked |= self.submit();
         worked |= self.send(at);
         Ok((worked, again))
+    }
+
+    fn take_completions(&mut self, now: Now) -> bool {
+        let mut any = false;
+        for _ in 0..COMPLETIONS_PER_TURN {
+            let Some(done) = self.disk.poll() else { break };
+            self.core.on_disk(now, done);
+            any = true;
+        }
+        any
+    }
+
+    fn submit(&mut self) -> bool {
+        let mut any = false;
+        for request in self.core.take_disk_requests() {
+            self.disk.submit(request);
+            any = true;
+        }
+        if any {
+            self.disk.flush();
+        }
+        while let Some(alarm) = self.core.take_alarm() {
+            crate::storage_log::tell(&alarm);
+        }
+        any
     }
 
     fn receive(&mut self, at: Instant) -> std::io::Result<bool> {
@@ -342,6 +386,7 @@ impl CoreLoop {
         metrics.turns.set(self.turns);
         metrics.work_ns.set(self.work_ns);
         metrics.take_core(&self.core);
+        metrics.take_disk(&self.core, &self.disk.counters());
         metrics.take_endpoint(&self.endpoint);
     }
 }

@@ -1,10 +1,6 @@
-//! **What**: what a broker keeps about itself on its volume, and the certificates that `felix-broker dev` makes.
+//! **What**: the certificates that `felix-broker dev` makes, and the context file that lets a client find them.
 //!
 //! ```text
-//!   DATA/lock                  held for the life of the process
-//!   DATA/node.toml             who this node is: cluster, node, region
-//!   DATA/secrets/reset.key     32 random bytes: stateless reset tokens
-//!   DATA/secrets/retry.key     32 random bytes: address validation tokens
 //!   DATA/dev-pki/              development certificates (pki.rs)
 //!   DATA/context.toml          how a client on this machine connects
 //! ```
@@ -14,12 +10,8 @@
 //!
 //! **Never**: development certificates outside `dev`; a secret in an error or a log.
 //!
-//! **See**: `boot.rs`, which opens the folder before anything else.
+//! **See**: `data_folder.rs` for everything else in DATA; `boot.rs`, which opens the folder before anything else.
 
-mod files;
-mod node;
 mod pki;
 
-pub use files::{FileError, write_number};
-pub use node::{DataDir, DataDirError, Identity, Secrets};
 pub use pki::{DevPki, PRINCIPAL_URI, PkiError, write_context};

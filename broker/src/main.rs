@@ -2,7 +2,8 @@
 //!
 //! **Invariants**: exit code 0 only after an orderly stop; an error is one sentence on stderr and code 1. The offline tools
 //! have codes of their own (their help).
-//! A panic on any thread aborts the process: a broken invariant must not serve.
+//! A panic on any thread aborts the process: a broken invariant must not serve. The one exception is a panic of
+//! raft-engine, its way to tell of a failed disk, which `felix_control` catches and tells as an error.
 //!
 //! **Never**: logic.
 //!
@@ -19,7 +20,9 @@ fn main() -> ExitCode {
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default_hook(info);
-        std::process::abort();
+        if !felix_control::node::panic_is_caught() {
+            std::process::abort();
+        }
     }));
     let result = match Cli::parse().command {
         Command::Dev(args) => boot::run_dev(&args),

@@ -10,7 +10,7 @@
 //! **See**: `core.rs`, which sends and receives them; `control_thread.rs` for the other end of `ToControl`.
 
 use felix_control::authorise::Principal;
-use felix_control::watch::Change;
+use felix_control::watch::{Change, Snapshot};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Start, Stats};
 use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence, ShardId, StreamId};
@@ -99,6 +99,9 @@ pub enum ToControl {
 /// What the control thread tells a core.
 #[derive(Debug)]
 pub enum FromControl {
+    /// All metadata, in the place of what the core knows: at the start, and for a core that is too far behind for
+    /// changes. Shared by all cores.
+    Table(Arc<Snapshot>),
     /// Metadata changed; the list is shared by all cores.
     Changes {
         /// Version of the routing table after these.

@@ -117,6 +117,25 @@ block! {
         transmit_dropped_other: Counter "felix_udp_transmit_dropped_other_total" "Datagrams the kernel refused for another reason.";
         mesh_sent: Counter "felix_mesh_sent_total" "Messages sent to other cores.";
         mesh_received: Counter "felix_mesh_received_total" "Messages received from other cores.";
+        disk_written_bytes: Counter "felix_disk_written_bytes_total" "Bytes written to files.";
+        disk_read_bytes: Counter "felix_disk_read_bytes_total" "Bytes read from files.";
+        disk_syncs: Counter "felix_disk_syncs_total" "Data syncs that succeeded.";
+        disk_failed: Counter "felix_disk_failed_total" "Disk requests that failed.";
+        store_failed: Gauge "felix_store_failed" "1: a write or sync of the write-ahead log failed, nothing durable is acknowledged any more.";
+        store_disk_full: Gauge "felix_store_disk_full" "1: the disk is full, durable publishes are refused.";
+        store_opening: Gauge "felix_store_opening_shards" "Durable shards that are not open yet.";
+        store_unflushed_bytes: Gauge "felix_store_unflushed_bytes" "Bytes of batches in memory that are in the write-ahead log and not in segments yet.";
+        store_wal_files: Gauge "felix_store_wal_files" "Files of the write-ahead log that are still needed.";
+        store_entries: Counter "felix_store_entries_total" "Batches given to the write-ahead log.";
+        store_flushes: Counter "felix_store_flushes_total" "Flushes of shards into segments.";
+        store_flushed_bytes: Counter "felix_store_flushed_bytes_total" "Bytes of batches flushed into segments.";
+        store_history_batches: Counter "felix_store_history_batches_total" "Batches read from segments for subscribers.";
+        store_history_bytes: Counter "felix_store_history_bytes_total" "Bytes of batches read from segments for subscribers.";
+        store_refused_busy: Counter "felix_store_refused_busy_total" "Batches refused since the write-ahead log or the memory for it had no room.";
+        store_refused_full: Counter "felix_store_refused_full_total" "Batches refused since the disk is full.";
+        store_refused_failed: Counter "felix_store_refused_failed_total" "Batches refused by storage for another reason.";
+        store_retained_segments: Counter "felix_store_retained_segments_total" "Segments that retention took out of service.";
+        store_swept_files: Counter "felix_store_swept_files_total" "Files removed from quarantine.";
         mesh_full: Counter "felix_mesh_full_total" "Sends refused since the other core's ring was full.";
         mesh_wakes: Counter "felix_mesh_wakes_total" "Wake-ups given to sleeping cores.";
         connections: Gauge "felix_connections" "Client sessions.";
@@ -206,6 +225,31 @@ impl CoreMetrics {
         self.commits_stalled.set(counters.commits_stalled);
         self.receive_misrouted.set(counters.datagrams_handed_over);
         self.receive_misrouted_dropped.set(counters.handovers_dropped);
+    }
+
+    /// Takes over what storage counted.
+    pub fn take_disk(&self, core: &crate::core::Core, disk: &crate::io::disk::DiskCounters) {
+        self.disk_written_bytes.set(disk.written_bytes);
+        self.disk_read_bytes.set(disk.read_bytes);
+        self.disk_syncs.set(disk.syncs);
+        self.disk_failed.set(disk.failed);
+        let Some(store) = core.store() else { return };
+        let counters = &store.counters;
+        self.store_failed.set(u64::from(store.wal().poison().is_some()));
+        self.store_disk_full.set(u64::from(store.wal().is_full()));
+        self.store_opening.set(store.opening_count() as u64);
+        self.store_unflushed_bytes.set(store.unflushed_bytes() as u64);
+        self.store_wal_files.set(store.wal().files_held() as u64);
+        self.store_entries.set(counters.entries);
+        self.store_flushes.set(counters.flushes);
+        self.store_flushed_bytes.set(counters.flushed_bytes);
+        self.store_history_batches.set(counters.history_batches);
+        self.store_history_bytes.set(counters.history_bytes);
+        self.store_refused_busy.set(counters.refused_busy);
+        self.store_refused_full.set(counters.refused_full);
+        self.store_refused_failed.set(counters.refused_failed);
+        self.store_retained_segments.set(counters.retained_segments);
+        self.store_swept_files.set(counters.swept_files);
     }
 
     /// Takes over what the QUIC endpoint counted.

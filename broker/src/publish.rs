@@ -346,6 +346,13 @@ impl Core {
         };
         let (shard, owner) = (channel.shard, channel.owner);
         if owner == me {
+            if self.shards.is_intake_paused(shard) {
+                if let Some(channel) = self.channel(conn, stream) {
+                    channel.waiting = Some(batch);
+                }
+                return Stop::Stalled;
+            }
+            let Some(channel) = self.channel(conn, stream) else { return Stop::Gone };
             channel.unanswered += 1;
             let unsent = channel.out.waiting();
             self.shards.handle(now, Event::Published { shard, channel: key, batch }, &mut self.effects);

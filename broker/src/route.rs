@@ -6,7 +6,7 @@
 //!
 //! **See**: `felix_control::state`, which makes the changes.
 
-use felix_control::watch::{Change, ShardPlace};
+use felix_control::watch::{Change, ShardPlace, Snapshot};
 use felix_protocol::frame::{Route, ShardRoute};
 use felix_protocol::ids::{CoreId, ShardId, ShardIndex};
 use felix_protocol::metadata::StreamInfo;
@@ -43,6 +43,7 @@ impl StreamRoute {
             lineage: place.lineage,
             epoch: place.epoch,
             durability: self.info.spec.durability,
+            sync_interval_ms: self.info.spec.interval_ms,
             retention_bytes: self.info.spec.retention_bytes,
             retention_age_ns: self.info.spec.retention_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
         }
@@ -108,6 +109,21 @@ impl RouteTable {
         })
     }
 
+    /// The changes that lead from here to `table`.
+    pub fn changes_to(&self, table: &Snapshot) -> Vec<Change> {
+        let routing_version = table.routing_version;
+        // In order of name, so a stream is found by halving.
+        let stays = |name: &StreamName| table.streams.binary_search_by(|it| it.info.name.cmp(name)).is_ok();
+        let gone = self.by_name.values().filter(|it| !stays(&it.info.name));
+        let gone = gone.map(|it| {
+            let (id, name) = (it.info.id, it.info.name.clone());
+            Change::StreamRemoved { routing_version, id, name }
+        });
+        // A stream that was made anew under its name takes the place of the old one.
+        let put = table.streams.iter().map(|stream| Change::StreamPut { routing_version, stream: stream.clone() });
+        gone.chain(put).collect()
+    }
+
     /// Takes changes in. Tells what they mean for the shards that `me` owns.
     pub fn apply(&mut self, version: u64, changes: &[Change], me: CoreId, mut owned: impl FnMut(Owned)) {
         self.version = version;
@@ -155,5 +171,58 @@ impl RouteTable {
                 owned(Owned::Removed(place.shard));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use felix_control::authorise::Principal;
+    use felix_control::member::{Member, MemberSettings, Watch};
+    use felix_protocol::metadata::{Command, StreamSpec};
+    use felix_protocol::time::Timestamp;
+    use std::collections::BTreeSet;
+
+    fn run(member: &mut Member, command: Command) {
+        member.propose(Timestamp(1), &Principal::admin(), 0, command).outcome.unwrap();
+    }
+
+    fn name(text: &str) -> StreamName {
+        StreamName::parse(text).unwrap()
+    }
+
+    fn create(text: &str, shards: u32) -> Command {
+        let spec = StreamSpec { shards, ..StreamSpec::default() };
+        Command::CreateStream { name: name(text), spec, create_parents: true }
+    }
+
+    /// Ids of the shards that core 0 owns after a table.
+    fn take(routes: &mut RouteTable, member: &Member, owned: &mut BTreeSet<u64>) {
+        let Watch::Snapshot(table) = member.changes_since(u64::MAX) else { panic!("a version that never was") };
+        let changes = routes.changes_to(&table);
+        routes.apply(table.routing_version, &changes, CoreId(0), |it| match it {
+            Owned::Put(config) => drop(owned.insert(config.shard.0)),
+            Owned::Removed(shard) => drop(owned.remove(&shard.0)),
+        });
+    }
+
+    #[test]
+    fn a_table_takes_the_place_of_what_was_known() {
+        let mut member = Member::new(MemberSettings::default());
+        let (mut routes, mut owned) = (RouteTable::default(), BTreeSet::new());
+        run(&mut member, create("t/n/a", 2));
+        run(&mut member, create("t/n/b", 1));
+        take(&mut routes, &member, &mut owned);
+        assert_eq!((routes.version(), &owned), (member.state().routing_version(), &BTreeSet::from([1, 2, 3])));
+        // One is gone, one was made anew with fewer shards, one is new: all while nobody told.
+        for gone in ["t/n/a", "t/n/b"] {
+            run(&mut member, Command::DeleteStream { name: name(gone) });
+        }
+        run(&mut member, create("t/n/a", 1));
+        run(&mut member, create("t/n/c", 1));
+        take(&mut routes, &member, &mut owned);
+        assert_eq!((routes.version(), &owned), (member.state().routing_version(), &BTreeSet::from([4, 5])));
+        assert!(routes.stream(&name("t/n/b")).is_none() && routes.owner(ShardId(3)).is_none());
+        assert_eq!(routes.stream_of(ShardId(4)).map(|it| it.info.name.clone()), Some(name("t/n/a")));
     }
 }

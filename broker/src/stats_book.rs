@@ -13,7 +13,7 @@ use felix_protocol::frame::{Stats, StreamStats};
 use felix_protocol::ids::{CoreId, ShardId, StreamId};
 use felix_protocol::limits::LIST_PAGE_MAX;
 use felix_protocol::names::StreamName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Out {
@@ -68,6 +68,12 @@ impl StatsBook {
             }
             row.last = *tail;
         }
+    }
+
+    /// Every stream but these is gone.
+    pub fn keep_only(&mut self, streams: &BTreeSet<StreamId>) {
+        let gone: Vec<StreamId> = self.streams.keys().filter(|id| !streams.contains(id)).copied().collect();
+        gone.into_iter().for_each(|id| self.forget(id));
     }
 
     /// A stream is gone.

@@ -88,8 +88,26 @@ impl Folder {
     fn new(name: &str) -> Folder {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("offline_tools").join(name);
         let _ = fs::remove_dir_all(&root);
-        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(root.join("control")).unwrap();
         Folder::at(&root)
+    }
+
+    /// With what a broker keeps beside the records.
+    fn of_a_broker(name: &str) -> Folder {
+        let folder = Folder::new(name);
+        let identity = maker().identity;
+        let node = format!(
+            "format = 1\ncluster_id = \"{:032x}\"\nnode_id = \"{:032x}\"\nregion = \"{}\"\n",
+            identity.cluster.0, identity.node.0, identity.region
+        );
+        fs::write(folder.root.join("node.toml"), node).unwrap();
+        fs::write(folder.root.join("session"), "1\n").unwrap();
+        fs::write(folder.root.join("control/identity"), "").unwrap();
+        let header = FileHeader { identity, session: NodeSession(1), salt: 1, owner: Owner::Folder };
+        let mut block = Vec::new();
+        header.encode(&mut block);
+        fs::write(folder.root.join("format"), block).unwrap();
+        folder
     }
 
     fn at(root: &Path) -> Folder {
@@ -263,7 +281,7 @@ fn flip(path: &Path, bit: u64) {
 
 #[test]
 fn a_whole_folder_is_clean_and_unchanged() {
-    let mut folder = Folder::new("clean");
+    let mut folder = Folder::of_a_broker("clean");
     let all = folder.fill_shard();
     folder.fill_wal(true);
     let before = content(&folder.root);
@@ -287,10 +305,10 @@ fn a_whole_folder_is_clean_and_unchanged() {
 /// 150 flips, cuts and lost blocks all over the files of a shard: exit code 2 if and only if a reader does not get everything.
 #[test]
 fn check_tells_the_truth_about_a_shard() {
-    let mut folder = Folder::new("truth_shard");
+    let mut folder = Folder::of_a_broker("truth_shard");
     let all = folder.fill_shard();
     let clean = content(&folder.root);
-    let paths: Vec<&PathBuf> = clean.keys().collect();
+    let paths: Vec<&PathBuf> = clean.keys().filter(|path| path.starts_with("shards")).collect();
     let mut chance = Chance::new(11);
     let (mut damaged, mut harmless, mut untouched) = (0, 0, 0);
     for case in 0..150 {
@@ -332,11 +350,11 @@ fn check_tells_the_truth_about_a_shard() {
 
 #[test]
 fn check_tells_the_truth_about_a_wal() {
-    let mut folder = Folder::new("truth_wal");
+    let mut folder = Folder::of_a_broker("truth_wal");
     let all = folder.fill_wal(true);
     assert_eq!(folder.replay().as_ref(), Some(&all));
     let clean = content(&folder.root);
-    let first = clean.keys().next().unwrap().clone();
+    let first = clean.keys().find(|path| path.starts_with("wal")).unwrap().clone();
     // Where groups are: behind the header up to the zeros.
     let used = clean[&first].iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     let mut chance = Chance::new(12);
@@ -357,7 +375,7 @@ fn check_tells_the_truth_about_a_wal() {
     }
     assert!(damaged > 20, "{damaged} damaged, {harmless} harmless");
     // A killed broker leaves no damage.
-    let mut killed = Folder::new("killed_wal");
+    let mut killed = Folder::of_a_broker("killed_wal");
     killed.fill_wal(false);
     let (code, json) = check(&killed.root);
     assert!(code <= 1, "{json:#}");
@@ -373,16 +391,22 @@ fn check_says_why_it_cannot_read() {
     assert_eq!(code(&other), 3);
     assert!(text(&other.stderr).contains("no data folder of Felix"), "{other:?}");
     // A folder of a broker that never had durable data.
-    fs::write(folder.root.join("node.toml"), "").unwrap();
-    let empty = run(&["check", folder.data()]);
+    let broker = Folder::of_a_broker("cannot");
+    let empty = run(&["check", broker.data()]);
     assert_eq!(code(&empty), 0, "{empty:?}");
     assert!(text(&empty.stdout).contains("no durable data"), "{empty:?}");
     // Nothing that says whose it is: damage, not silence.
     let meta = folder.root.join(format!("shards/{SHARD}/meta"));
     fs::create_dir_all(meta.parent().unwrap()).unwrap();
     fs::write(&meta, vec![1; 8_192]).unwrap();
+    fs::remove_file(folder.root.join("format")).unwrap();
     let (damaged, json) = check(&folder.root);
-    assert_eq!((damaged, &json["findings"][0]["what"]), (2, &"not a Felix file".into()));
+    assert_eq!(damaged, 2);
+    let whats: Vec<_> = json["findings"].as_array().unwrap().iter().map(|it| it["what"].as_str().unwrap()).collect();
+    assert!(
+        whats.contains(&"not a Felix file") && whats.iter().any(|it| it.contains("format is missing")),
+        "{whats:?}"
+    );
     // A hostile name neither reaches the terminal nor makes a line of its own.
     fs::write(folder.root.join("shards/\u{1b}[2J\nclean"), "").unwrap();
     let output = run(&["check", folder.data()]);
@@ -395,7 +419,7 @@ fn check_says_why_it_cannot_read() {
 
 #[test]
 fn a_folder_in_use_is_refused() {
-    let mut folder = Folder::new("in_use");
+    let mut folder = Folder::of_a_broker("in_use");
     folder.fill_shard();
     let lock = fs::File::create(folder.root.join("lock")).unwrap();
     fs::write(folder.root.join("lock"), "4711\n").unwrap();
@@ -417,7 +441,7 @@ fn a_folder_in_use_is_refused() {
 
 #[test]
 fn dump_shows_segments_metas_and_wals() {
-    let mut folder = Folder::new("dump");
+    let mut folder = Folder::of_a_broker("dump");
     let all = folder.fill_shard();
     folder.fill_wal(true);
     let bases = folder.bases();
@@ -462,7 +486,7 @@ fn understood(output: &Output) -> String {
 
 #[test]
 fn repair_changes_nothing_until_its_cost_is_understood() {
-    let mut folder = Folder::new("repair");
+    let mut folder = Folder::of_a_broker("repair");
     let all = folder.fill_shard();
     let bases = folder.bases();
     let damaged = folder.segment(bases[1]);
@@ -511,7 +535,7 @@ fn repair_changes_nothing_until_its_cost_is_understood() {
 /// there, clean.
 #[test]
 fn a_cut_leaves_a_clean_prefix_whatever_the_damage() {
-    let mut folder = Folder::new("any_cut");
+    let mut folder = Folder::of_a_broker("any_cut");
     let all = folder.fill_shard();
     let clean = content(&folder.root);
     let paths: Vec<&PathBuf> = clean.keys().filter(|path| path.extension().is_some_and(|it| it == "seg")).collect();
@@ -551,7 +575,7 @@ fn a_cut_leaves_a_clean_prefix_whatever_the_damage() {
 
 #[test]
 fn a_segment_may_be_given_up_and_an_index_made_again() {
-    let mut folder = Folder::new("give_up");
+    let mut folder = Folder::of_a_broker("give_up");
     let all = folder.fill_shard();
     let bases = folder.bases();
     let data = folder.data().to_string();
@@ -595,7 +619,7 @@ fn a_segment_may_be_given_up_and_an_index_made_again() {
 
 #[test]
 fn a_damaged_wal_goes_to_quarantine_when_somebody_says_so() {
-    let mut folder = Folder::new("wal_up");
+    let mut folder = Folder::of_a_broker("wal_up");
     folder.fill_wal(true);
     let data = folder.data().to_string();
     let args = ["repair", &data, "wal/0000000000000001-00", "--choose", "quarantine-wal"];
@@ -620,7 +644,7 @@ fn a_damaged_wal_goes_to_quarantine_when_somebody_says_so() {
 
 #[test]
 fn another_folders_file_is_found() {
-    let mut folder = Folder::new("foreign");
+    let mut folder = Folder::of_a_broker("foreign");
     folder.fill_shard();
     let segment = folder.segment(folder.bases()[1]);
     let mut bytes = fs::read(&segment).unwrap();
@@ -634,6 +658,34 @@ fn another_folders_file_is_found() {
     let (damage, json) = check(&folder.root);
     assert_eq!(damage, 2);
     assert!(json["findings"][0]["what"].as_str().unwrap().contains("of node"), "{json:#}");
+}
+
+/// What a start would refuse is damage, in the words of the broker.
+#[test]
+fn a_folder_that_no_broker_would_start_on_is_damaged() {
+    let mut folder = Folder::of_a_broker("parts");
+    folder.fill_shard();
+    let clean = content(&folder.root);
+    for (file, expected) in [
+        ("node.toml", "who this node is"),
+        ("format", "older than any record"),
+        ("session", "counts the starts"),
+        ("control/identity", "holds the metadata"),
+    ] {
+        put(&folder.root, &clean);
+        fs::remove_file(folder.root.join(file)).unwrap();
+        let (code, json) = check(&folder.root);
+        assert_eq!(code, 2, "{file}: {json:#}");
+        assert_eq!(json["findings"][0]["consequence"], "the node does not start");
+        assert!(json["findings"][0]["what"].as_str().unwrap().contains(expected), "{file}: {json:#}");
+        assert_eq!(json["findings"].as_array().unwrap().len(), 1, "{file}");
+    }
+    put(&folder.root, &clean);
+    flip(&folder.root.join("format"), 8 * 40);
+    let (code, json) = check(&folder.root);
+    assert_eq!((code, &json["findings"][0]["path"]), (2, &"format".into()), "{json:#}");
+    put(&folder.root, &clean);
+    assert_eq!(check(&folder.root).0, 0);
 }
 
 #[test]

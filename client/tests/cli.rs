@@ -166,13 +166,12 @@ fn wrong_usage_is_told_on_stderr_with_exit_code_2() {
 }
 
 #[test]
-fn what_this_version_cannot_do_is_told_before_it_connects() {
-    let durable = felix(&["stream", "create", "acme/md/quotes"]);
-    assert_eq!(durable.code, 2);
-    assert_eq!(
-        durable.stderr,
-        "error: durable streams are not available in this version; add --ephemeral to keep records in memory only\n"
-    );
+fn what_cannot_be_is_told_before_it_connects() {
+    let interval = felix(&["stream", "create", "acme/md/quotes", "--interval-ms", "50"]);
+    assert_eq!((interval.code, interval.stderr.as_str()), (2, "error: --interval-ms needs --durability interval\n"));
+    let both = felix(&["stream", "create", "acme/md/quotes", "--ephemeral", "--durability", "group"]);
+    assert_eq!(both.code, 2);
+    assert!(both.stderr.contains("cannot be used with"), "{}", both.stderr);
     let alter = felix(&["stream", "alter", "acme/md/quotes"]);
     assert_eq!(alter.code, 2);
     assert!(alter.stderr.contains("nothing to change"));

@@ -3,7 +3,8 @@
 //! ```text
 //!  0 u32 magic     "FLXC"
 //!  4 u8  version   of the body, per type
-//!  5 u8  type      1 entry, 2 watch delta, 3 watch snapshot, 4 state snapshot, 5 to 9 raft (`raft_frames.rs`)
+//!  5 u8  type      1 entry, 2 watch delta, 3 watch snapshot, 4 state snapshot, 5 to 9 raft (`raft_frames.rs`),
+//!                 10 state snapshot with later settings
 //!  6 u16 reserved  0
 //!  8 u32 length    whole frame, this header included
 //! 12 u32 CRC32C    of bytes 0..12 and of the body
@@ -46,6 +47,8 @@ pub enum FrameKind {
     Synced = 8,
     /// A snapshot file: what raft needs, and the state.
     SnapshotFile = 9,
+    /// The whole state, rkyv, with the settings of streams that `StateSnapshot` has no place for.
+    StateSnapshot2 = 10,
 }
 
 impl FrameKind {
@@ -60,9 +63,11 @@ impl FrameKind {
             FrameKind::Entry => ENTRY_BYTES_MAX,
             FrameKind::RaftEntry => RAFT_ENTRY_BYTES_MAX,
             FrameKind::LogHead | FrameKind::Identity | FrameKind::Synced => HEAD_BYTES_MAX,
-            FrameKind::Delta | FrameKind::WatchSnapshot | FrameKind::StateSnapshot | FrameKind::SnapshotFile => {
-                FRAME_BYTES_MAX
-            }
+            FrameKind::Delta
+            | FrameKind::WatchSnapshot
+            | FrameKind::StateSnapshot
+            | FrameKind::StateSnapshot2
+            | FrameKind::SnapshotFile => FRAME_BYTES_MAX,
         }
     }
 }

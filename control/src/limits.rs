@@ -19,6 +19,12 @@ pub const RETENTION_AGE_MS_MIN: u64 = 1;
 pub const BATCH_BYTES_MIN: u32 = 1 << 10;
 /// Largest `batch_bytes_max` of a stream.
 pub const BATCH_BYTES_MAX: u32 = BATCH_BODY_BYTES_MAX as u32;
+/// Smallest `interval_ms` of a stream of durability `interval`.
+pub const INTERVAL_MS_MIN: u32 = 1;
+/// Largest `interval_ms`: who can lose more than a minute wants `none`.
+pub const INTERVAL_MS_MAX: u32 = 60_000;
+/// Largest `tombstone_grace_ms` of a compacted stream: ten years.
+pub const TOMBSTONE_GRACE_MS_MAX: u64 = 3_650 * 24 * 60 * 60 * 1_000;
 /// Outcomes kept for repeated idempotency keys, oldest out first. A client repeats within seconds; this is minutes of
 /// administration and at most 2 MiB.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 4_096;

@@ -27,18 +27,20 @@ use felix_protocol::time::Timestamp;
 /// What became of a proposal. Its version is that of the log entry, or the present one if nothing was logged.
 pub type Committed = Applied;
 
-/// Bounds of a member's memory.
+/// Bounds of a member's memory, and what its broker can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemberSettings {
     /// Entries kept before they are folded into a snapshot; at least 1.
     pub log_entries_max: usize,
     /// Changes kept for watchers; who is further behind gets a snapshot.
     pub watch_changes_max: usize,
+    /// Whether streams on disk may be made.
+    pub durable_streams: bool,
 }
 
 impl Default for MemberSettings {
     fn default() -> MemberSettings {
-        MemberSettings { log_entries_max: 1_024, watch_changes_max: 4_096 }
+        MemberSettings { log_entries_max: 1_024, watch_changes_max: 4_096, durable_streams: false }
     }
 }
 
@@ -108,7 +110,7 @@ impl Member {
         idempotency_key: u128,
         command: Command,
     ) -> Committed {
-        self.append(client_entry(now, principal, idempotency_key, command))
+        self.append(client_entry(now, principal, idempotency_key, command, self.settings.durable_streams))
     }
 
     /// Carries out what the broker itself needs.

@@ -25,6 +25,7 @@ use crate::member::Committed;
 use crate::query::ShardReports;
 use crate::raft_folder::{Folder, OpenError};
 pub use crate::raft_frames::Identity;
+pub use crate::raft_log::panic_is_caught;
 use crate::raft_log::{LogMirror, RaftLog, recover};
 use crate::raft_network::EmbeddedNetwork;
 use crate::raft_state::{RaftState, SharedState};
@@ -48,18 +49,20 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Ticks of openraft. Nobody competes with a member that is alone, so they only need to be rare.
 const HEARTBEAT_MS: u64 = 1_000;
 
-/// Bounds of a durable member.
+/// Bounds of a durable member, and what its broker can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeSettings {
     /// Changes kept for watchers; who is further behind gets a snapshot.
     pub watch_changes_max: usize,
     /// Bytes of entries after which a snapshot is made. None: by the size of the last one.
     pub snapshot_after_bytes: Option<u64>,
+    /// Whether streams on disk may be made: true only if this broker's shard store runs.
+    pub durable_streams: bool,
 }
 
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
-        NodeSettings { watch_changes_max: 4_096, snapshot_after_bytes: None }
+        NodeSettings { watch_changes_max: 4_096, snapshot_after_bytes: None, durable_streams: false }
     }
 }
 
@@ -103,6 +106,7 @@ pub struct ControlNode {
     shared: Arc<SharedState>,
     log: LogMirror,
     permits: Arc<Semaphore>,
+    durable_streams: bool,
     snapshots: tokio::task::JoinHandle<()>,
     writer: Option<JoinHandle<()>>,
 }
@@ -125,7 +129,8 @@ impl ControlNode {
         let raft = raft.map_err(not_started)?;
         let snapshots = tokio::spawn(make_snapshots(raft.clone(), shared.clone()));
         let permits = Arc::new(Semaphore::new(PROPOSALS_MAX));
-        let node = ControlNode { raft, shared, log: mirror, permits, snapshots, writer: Some(writer) };
+        let durable_streams = settings.durable_streams;
+        let node = ControlNode { raft, shared, log: mirror, permits, durable_streams, snapshots, writer: Some(writer) };
         match tokio::time::timeout(START_MAX, node.start(identity)).await {
             Ok(started) => started?,
             Err(_) => return Err(not_started(format!("no leader after {} s", START_MAX.as_secs()))),
@@ -170,7 +175,7 @@ impl ControlNode {
         idempotency_key: u128,
         command: Command,
     ) -> impl Future<Output = Result<Committed, ProposeError>> + Send + use<> {
-        self.commit(client_entry(now, principal, idempotency_key, command))
+        self.commit(client_entry(now, principal, idempotency_key, command, self.durable_streams))
     }
 
     /// Carries out what the broker itself needs; else as [`ControlNode::propose`].

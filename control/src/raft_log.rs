@@ -27,11 +27,32 @@ use crate::raft_types::{LogId, RaftEntry, RaftTypes, StorageError, Vote};
 use felix_protocol::ids::NodeId;
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use writer::{Done, Job, Writer};
+
+thread_local! {
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is one of raft-engine that becomes an error here: for a panic hook that else would
+/// end the process, which can still answer reads.
+pub fn panic_is_caught() -> bool {
+    CATCHING.get()
+}
+
+/// Calls raft-engine, which panics on damaged records and when a sync fails. None: it did, and its state is not to be
+/// used any more.
+fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let before = CATCHING.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    CATCHING.set(before);
+    result.ok()
+}
 
 /// Why an append was refused before the engine saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

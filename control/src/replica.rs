@@ -13,10 +13,10 @@ use crate::command::{Action, Entry, Internal};
 use crate::framed::FrameError;
 use crate::limits::DELTA_CHANGES_MAX;
 use crate::snapshot::{self, SnapshotError};
-use crate::state::{Applied, Refused, State, refused};
+use crate::state::{Applied, NOT_DURABLE, Refused, State, check_spec, refused};
 use crate::watch::{Change, Delta, Snapshot};
 use felix_protocol::error_code::ErrorCode;
-use felix_protocol::metadata::Command;
+use felix_protocol::metadata::{Command, Durability};
 use felix_protocol::names::check_label;
 use felix_protocol::time::Timestamp;
 use std::collections::VecDeque;
@@ -133,13 +133,25 @@ impl Replica {
 
 /// The log bytes of a client's command. Refused, and nothing to log: what could never be an entry (a command that only
 /// reads, a name or setting outside its grammar).
+///
+/// `durable_streams`: whether this broker has a store. It is asked here and not when an entry is applied, because
+/// members that apply the same log must agree whatever each of them can store.
 pub fn client_entry(
     now: Timestamp,
     principal: &Principal,
     idempotency_key: u128,
     command: Command,
+    durable_streams: bool,
 ) -> Result<Vec<u8>, Refused> {
     check_entry(&command)?;
+    if let Command::CreateStream { spec, .. } = &command
+        && spec.durability != Durability::Ephemeral
+        && !durable_streams
+    {
+        // What is wrong with the settings in any case is said first.
+        check_spec(spec)?;
+        return refused(ErrorCode::NotSupported, NOT_DURABLE);
+    }
     encode(&Entry::new(idempotency_key, now, principal.clone(), Action::Client(command)))
 }
 

@@ -1,20 +1,21 @@
 //! **What**: the whole state as bytes and back.
 //!
 //! ```text
-//! frame header (type 4) | rkyv archive of v1::Snapshot, little-endian, 32-bit relative pointers
+//! frame header (type 4)  | rkyv archive of v1::Snapshot, little-endian, 32-bit relative pointers
+//! frame header (type 10) | rkyv archive of v2::Snapshot: only if a stream has settings that v1 has no place for
 //! ```
 //!
 //! **Invariants**: equal states have equal bytes, and `decode(encode(state)) == state`; a state that leaves `decode`
 //! satisfies `invariants.rs`. Sums are not stored, they are counted again.
 //!
-//! **Never**: access to an archive that bytecheck has not walked; a change of a type in `v1`: a new field is a v2 with a
-//! converter.
+//! **Never**: access to an archive that bytecheck has not walked; a change of a type in `v1` or `v2`.
 //!
-//! **See**: `snapshot/v1.rs` for the frozen types, `member.rs` for when one is made.
+//! **See**: `snapshot/v1.rs` and `snapshot/v2.rs` for the frozen types, `member.rs` for when one is made.
 
 pub mod v1;
+pub mod v2;
 
-use crate::framed::{FrameError, FrameKind, HEADER_BYTES, open, seal};
+use crate::framed::{FrameError, FrameKind, open, seal};
 use crate::idempotency::{Idempotency, Remembered};
 use crate::state::{Namespace, Next, ProducerBlock, Refused, State, Tenant, add_usage};
 use crate::watch::{PlacedStream, ShardPlace};
@@ -27,6 +28,10 @@ use felix_protocol::position::{Epoch, Lineage};
 use felix_protocol::time::Timestamp;
 use rkyv::rancor::Failure;
 use rkyv::util::AlignedVec;
+use std::collections::BTreeMap;
+
+/// Where a frame says its kind.
+const KIND_AT: usize = 5;
 
 /// Why a state was not stored or not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,18 +67,32 @@ impl std::error::Error for SnapshotError {}
 
 /// The state as a frame.
 pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
-    let archive = rkyv::to_bytes::<Failure>(&freeze(state)).map_err(|_| SnapshotError::NotArchivable)?;
-    Ok(seal(FrameKind::StateSnapshot, |out| out.put(&archive))?)
+    let (base, settings) = (freeze(state), freeze_settings(state));
+    let (kind, archive) = if settings.is_empty() {
+        // What the older build reads is written as long as it says everything.
+        (FrameKind::StateSnapshot, rkyv::to_bytes::<Failure>(&base))
+    } else {
+        (FrameKind::StateSnapshot2, rkyv::to_bytes::<Failure>(&v2::Snapshot { base, settings }))
+    };
+    let archive = archive.map_err(|_| SnapshotError::NotArchivable)?;
+    Ok(seal(kind, |out| out.put(&archive))?)
 }
 
 /// The state of a frame.
 pub fn decode(frame: &[u8]) -> Result<State, SnapshotError> {
-    open(FrameKind::StateSnapshot, frame)?;
+    let later = frame.get(KIND_AT) == Some(&(FrameKind::StateSnapshot2 as u8));
+    let body = open(if later { FrameKind::StateSnapshot2 } else { FrameKind::StateSnapshot }, frame)?;
     // The archive wants an alignment that a slice does not promise.
-    let mut archive = AlignedVec::<16>::with_capacity(frame.len() - HEADER_BYTES);
-    archive.extend_from_slice(&frame[HEADER_BYTES..]);
-    let frozen = rkyv::from_bytes::<v1::Snapshot, Failure>(&archive).map_err(|_| SnapshotError::NotAnArchive)?;
-    let state = thaw(frozen).map_err(SnapshotError::Broken)?;
+    let mut archive = AlignedVec::<16>::with_capacity(body.len());
+    archive.extend_from_slice(body);
+    let (base, settings) = if later {
+        let frozen = rkyv::from_bytes::<v2::Snapshot, Failure>(&archive).map_err(|_| SnapshotError::NotAnArchive)?;
+        (frozen.base, frozen.settings)
+    } else {
+        let base = rkyv::from_bytes::<v1::Snapshot, Failure>(&archive).map_err(|_| SnapshotError::NotAnArchive)?;
+        (base, Vec::new())
+    };
+    let state = thaw(base, &Later::new(settings, later)?).map_err(SnapshotError::Broken)?;
     state.check_invariants().map_err(SnapshotError::Broken)?;
     Ok(state)
 }
@@ -118,6 +137,47 @@ fn freeze_info(info: &StreamInfo) -> v1::StreamInfo {
     }
 }
 
+/// The settings that version 1 has no place for, of every stream that is there or in a remembered answer.
+fn freeze_settings(state: &State) -> Vec<v2::StreamSettings> {
+    let answers = state.idempotency.iter().filter_map(|(_, it)| match &it.outcome {
+        Ok(Reply::StreamDone { stream, .. }) => Some(stream),
+        _ => None,
+    });
+    let infos = state.streams.values().map(|it| &it.info).chain(answers);
+    let rows: BTreeMap<u64, v2::StreamSettings> = infos
+        .filter(|info| {
+            let v1_only = StreamSpec {
+                shards: info.spec.shards,
+                durability: info.spec.durability,
+                retention_bytes: info.spec.retention_bytes,
+                retention_age_ms: info.spec.retention_age_ms,
+                batch_bytes_max: info.spec.batch_bytes_max,
+                ..StreamSpec::default()
+            };
+            info.spec != v1_only
+        })
+        .map(|info| {
+            let StreamSpec { interval_ms, compact, tombstone_grace_ms, encrypt, .. } = info.spec;
+            let id = info.id.0;
+            (id, v2::StreamSettings { id, interval_ms, compact, tombstone_grace_ms, encrypt })
+        })
+        .collect();
+    rows.into_values().collect()
+}
+
+/// The rows of version 2 by stream.
+struct Later(BTreeMap<u64, v2::StreamSettings>);
+
+impl Later {
+    /// One form only: rising ids, and some row in a version 2.
+    fn new(rows: Vec<v2::StreamSettings>, expected: bool) -> Result<Later, SnapshotError> {
+        if rows.is_empty() && expected || rows.windows(2).any(|it| it[0].id >= it[1].id) {
+            return Err(SnapshotError::Broken("later settings of streams"));
+        }
+        Ok(Later(rows.into_iter().map(|it| (it.id, it)).collect()))
+    }
+}
+
 fn freeze_stream(stream: &PlacedStream) -> v1::Stream {
     let shard = |it: &ShardPlace| v1::Shard {
         shard: it.shard.0,
@@ -142,7 +202,7 @@ fn freeze_outcome(key: u128, remembered: &Remembered) -> v1::Outcome {
     v1::Outcome { key, fingerprint: remembered.fingerprint, version: remembered.version, answer, producers }
 }
 
-fn thaw(frozen: v1::Snapshot) -> Result<State, &'static str> {
+fn thaw(frozen: v1::Snapshot, later: &Later) -> Result<State, &'static str> {
     let mut state = State {
         version: frozen.version,
         routing_version: frozen.routing_version,
@@ -170,7 +230,7 @@ fn thaw(frozen: v1::Snapshot) -> Result<State, &'static str> {
         absent(state.namespaces.insert(name, Namespace::default()), "namespace twice")?;
     }
     for it in frozen.streams {
-        let stream = thaw_stream(it)?;
+        let stream = thaw_stream(it, later)?;
         let name = stream.info.name.clone();
         let tenant = state.tenants.get_mut(name.tenant()).ok_or("stream without tenant")?;
         tenant.usage = add_usage(tenant.usage, &stream.info.spec).ok_or("usage that cannot be counted")?;
@@ -180,7 +240,7 @@ fn thaw(frozen: v1::Snapshot) -> Result<State, &'static str> {
         }
         absent(state.streams.insert(name, stream), "stream twice")?;
     }
-    state.idempotency = thaw_outcomes(frozen.outcomes)?;
+    state.idempotency = thaw_outcomes(frozen.outcomes, later)?;
     Ok(state)
 }
 
@@ -188,7 +248,14 @@ fn absent<T>(former: Option<T>, what: &'static str) -> Result<(), &'static str> 
     former.map_or(Ok(()), |_| Err(what))
 }
 
-fn thaw_info(frozen: v1::StreamInfo) -> Result<StreamInfo, &'static str> {
+fn thaw_info(frozen: v1::StreamInfo, later: &Later) -> Result<StreamInfo, &'static str> {
+    let base = later.0.get(&frozen.id).map_or_else(StreamSpec::default, |it| StreamSpec {
+        interval_ms: it.interval_ms,
+        compact: it.compact,
+        tombstone_grace_ms: it.tombstone_grace_ms,
+        encrypt: it.encrypt,
+        ..StreamSpec::default()
+    });
     Ok(StreamInfo {
         id: StreamId(frozen.id),
         name: StreamName::parse(&frozen.name).map_err(|_| "name of a stream")?,
@@ -198,13 +265,14 @@ fn thaw_info(frozen: v1::StreamInfo) -> Result<StreamInfo, &'static str> {
             retention_bytes: frozen.retention_bytes,
             retention_age_ms: frozen.retention_age_ms,
             batch_bytes_max: frozen.batch_bytes_max,
+            ..base
         },
         version: frozen.version,
         created: Timestamp(frozen.created),
     })
 }
 
-fn thaw_stream(frozen: v1::Stream) -> Result<PlacedStream, &'static str> {
+fn thaw_stream(frozen: v1::Stream, later: &Later) -> Result<PlacedStream, &'static str> {
     let shards = (0..).zip(frozen.shards).map(|(index, it)| ShardPlace {
         index: ShardIndex(index),
         shard: ShardId(it.shard),
@@ -213,10 +281,10 @@ fn thaw_stream(frozen: v1::Stream) -> Result<PlacedStream, &'static str> {
         epoch: Epoch(it.epoch),
         lineage: Lineage(it.lineage),
     });
-    Ok(PlacedStream { info: thaw_info(frozen.info)?, shards: shards.collect() })
+    Ok(PlacedStream { info: thaw_info(frozen.info, later)?, shards: shards.collect() })
 }
 
-fn thaw_outcomes(frozen: Vec<v1::Outcome>) -> Result<Idempotency, &'static str> {
+fn thaw_outcomes(frozen: Vec<v1::Outcome>, later: &Later) -> Result<Idempotency, &'static str> {
     if frozen.len() > crate::limits::IDEMPOTENCY_KEYS_MAX {
         return Err("number of idempotency keys");
     }
@@ -228,7 +296,7 @@ fn thaw_outcomes(frozen: Vec<v1::Outcome>) -> Result<Idempotency, &'static str> 
         let version = it.version;
         let outcome = match it.answer {
             v1::Answer::Done => Ok(Reply::Done { version }),
-            v1::Answer::Stream(info) => Ok(Reply::StreamDone { version, stream: thaw_info(info)? }),
+            v1::Answer::Stream(info) => Ok(Reply::StreamDone { version, stream: thaw_info(info, later)? }),
             v1::Answer::Refused(v1::Refusal { code, detail }) => {
                 Err(Refused { code: ErrorCode::from_number(code), detail })
             }

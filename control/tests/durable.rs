@@ -47,7 +47,8 @@ async fn open(folder: &Path) -> ControlNode {
 }
 
 /// Snapshots all the time.
-const EAGER: NodeSettings = NodeSettings { watch_changes_max: 4_096, snapshot_after_bytes: Some(1_000) };
+const EAGER: NodeSettings =
+    NodeSettings { watch_changes_max: 4_096, snapshot_after_bytes: Some(1_000), durable_streams: false };
 
 #[test]
 fn what_was_committed_is_there_after_a_restart() {

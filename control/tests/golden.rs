@@ -41,6 +41,7 @@ fn entries() -> Vec<(&'static str, Entry)> {
         retention_bytes: 1 << 20,
         retention_age_ms: Some(60_000),
         batch_bytes_max: 65_536,
+        ..StreamSpec::default()
     };
     let limits = TenantLimits { streams_max: 10, shards_max: 20, retained_bytes_max: 1 << 30 };
     let changes =
@@ -75,6 +76,30 @@ fn entries() -> Vec<(&'static str, Entry)> {
         (name, Entry::new(0x1000 + u128::from(at), time, principal(&action), action))
     };
     (0..).zip(actions).map(entry).collect()
+}
+
+/// A state with streams on disk, one of them gone but remembered, and the changes that made it.
+fn later_state_and_changes() -> (State, Vec<Change>) {
+    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+    let interval = StreamSpec { durability: Durability::Interval, interval_ms: 250, encrypt: true, ..spec };
+    let compact = StreamSpec { compact: true, tombstone_grace_ms: 3_600_000, shards: 2, ..spec };
+    let create = |name, spec| Command::CreateStream { name: stream(name), spec, create_parents: true };
+    let commands = [
+        create("acme/md/plain", spec),
+        create("acme/md/interval", interval),
+        create("acme/md/compact", compact),
+        Command::DeleteStream { name: stream("acme/md/interval") },
+    ];
+    let mut state = State::new();
+    let mut changes = Vec::new();
+    for (key, command) in (1..).zip(commands) {
+        let entry = Entry::new(key, Timestamp(1_700_000_000_000_000_000), Principal::admin(), Action::Client(command));
+        let applied = state.apply(&entry);
+        applied.outcome.unwrap();
+        changes.extend(applied.changes);
+    }
+    state.check_invariants().unwrap();
+    (state, changes)
 }
 
 fn state_and_changes() -> (State, Vec<Change>) {
@@ -127,12 +152,16 @@ fn snapshot_head() -> SnapshotHead {
 fn files() -> Vec<(String, Vec<u8>)> {
     let (state, changes) = state_and_changes();
     let delta = Delta { from_version: 0, to_version: state.version(), changes };
+    let (later, later_changes) = later_state_and_changes();
+    let later_delta = Delta { from_version: 0, to_version: later.version(), changes: later_changes };
     let entries = entries().into_iter().map(|(name, entry)| (format!("entry_{name}.bin"), entry.encode().unwrap()));
     entries
         .chain([
             ("delta.bin".to_string(), delta.encode().unwrap()),
             ("watch_snapshot.bin".to_string(), state.watch_snapshot().encode().unwrap()),
             ("state_snapshot.bin".to_string(), snapshot::encode(&state).unwrap()),
+            ("delta_later_settings.bin".to_string(), later_delta.encode().unwrap()),
+            ("state_snapshot_2.bin".to_string(), snapshot::encode(&later).unwrap()),
             ("identity.bin".to_string(), IDENTITY.encode()),
             ("synced.bin".to_string(), SYNCED.encode()),
             (
@@ -174,6 +203,10 @@ fn this_build_reads_the_golden_bytes() {
     assert_eq!(Delta::decode(&golden("delta.bin")), Ok(delta));
     assert_eq!(Snapshot::decode(&golden("watch_snapshot.bin")), Ok(state.watch_snapshot()));
     assert_eq!(snapshot::decode(&golden("state_snapshot.bin")).as_ref(), Ok(&state));
+    let (later, changes) = later_state_and_changes();
+    let delta = Delta { from_version: 0, to_version: later.version(), changes };
+    assert_eq!(Delta::decode(&golden("delta_later_settings.bin")), Ok(delta));
+    assert_eq!(snapshot::decode(&golden("state_snapshot_2.bin")), Ok(later));
     for (name, entry) in raft_entries() {
         assert_eq!(decode_entry(&golden(name)), Ok(entry), "{name}");
     }
@@ -262,7 +295,7 @@ fn corrupt_twins_are_refused_with_the_exact_reason() {
 #[test]
 fn every_single_bit_flip_is_refused() {
     type Refuses = fn(&[u8]) -> bool;
-    let cases: [(&str, Refuses); 11] = [
+    let cases: [(&str, Refuses); 12] = [
         ("identity.bin", |bytes| Identity::decode(bytes).is_err()),
         ("synced.bin", |bytes| Synced::decode(bytes).is_err()),
         ("log_head.bin", |bytes| LogHead::decode(bytes).is_err()),
@@ -271,6 +304,7 @@ fn every_single_bit_flip_is_refused() {
         ("raft_entry_command.bin", |bytes| decode_entry(bytes).is_err()),
         ("raft_entry_membership.bin", |bytes| decode_entry(bytes).is_err()),
         ("state_snapshot.bin", |bytes| snapshot::decode(bytes).is_err()),
+        ("state_snapshot_2.bin", |bytes| snapshot::decode(bytes).is_err()),
         ("watch_snapshot.bin", |bytes| Snapshot::decode(bytes).is_err()),
         ("delta.bin", |bytes| Delta::decode(bytes).is_err()),
         ("entry_create_stream.bin", |bytes| Entry::decode(bytes).is_err()),

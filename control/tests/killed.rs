@@ -16,7 +16,8 @@ use std::process::Stdio;
 
 const FOLDER: &str = "FELIX_KILLED_FOLDER";
 const KILLS: usize = 20;
-const SETTINGS: NodeSettings = NodeSettings { watch_changes_max: 64, snapshot_after_bytes: Some(4_000) };
+const SETTINGS: NodeSettings =
+    NodeSettings { watch_changes_max: 64, snapshot_after_bytes: Some(4_000), durable_streams: false };
 
 /// Streams come and go, so that snapshots stay small and every kind of change is cut off once.
 fn command(at: u64) -> Command {

@@ -132,7 +132,7 @@ proptest! {
         commands in prop::collection::vec((0u128..20, command()), 1..40),
         log_entries_max in 1usize..9,
     ) {
-        let settings = MemberSettings { log_entries_max, watch_changes_max: 8 };
+        let settings = MemberSettings { log_entries_max, watch_changes_max: 8, durable_streams: true };
         let mut member = Member::new(settings);
         let mut state = State::new();
         let principal = Principal::admin();

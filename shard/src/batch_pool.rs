@@ -16,7 +16,7 @@
 
 use crate::filter::{shorter, ttl_ns};
 use felix_protocol::batch::{BatchKind, StampedHeader};
-use felix_protocol::batch_view::{BODY_FLAG_TTL, BatchError, BodyView};
+use felix_protocol::batch_view::{BODY_FLAG_TTL, BatchError, BatchView, BodyView};
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
 use felix_protocol::limits::STAMPED_HEADER_BYTES;
 use felix_protocol::position::OffsetRange;
@@ -39,6 +39,27 @@ pub struct BodyFacts {
     pub crc: u32,
     /// Shortest TTL of its records; None if no record has one.
     pub ttl_ms_min: Option<u64>,
+}
+
+impl BodyFacts {
+    /// The facts of a batch as it is stored, whose checksums were checked. None: this build cannot read its body.
+    pub fn of_stored(batch: &[u8]) -> Option<BodyFacts> {
+        let view = BatchView::parse(batch).ok()?.body;
+        let mut ttl_ms_min = None;
+        if view.flags & BODY_FLAG_TTL != 0 {
+            for entry in view.entries() {
+                ttl_ms_min = shorter(ttl_ms_min, entry.ok()?.ttl_ms);
+            }
+        }
+        Some(BodyFacts {
+            record_count: view.record_count,
+            producer: view.producer,
+            producer_epoch: view.producer_epoch,
+            base_sequence: view.base_sequence,
+            crc: view.crc,
+            ttl_ms_min,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -285,6 +306,18 @@ impl BatchPool {
         it.header = header;
         it.facts = BodyFacts { record_count, ttl_ms_min, ..BodyFacts::default() };
         SharedBatch { inner }
+    }
+
+    /// Makes a batch from bytes as they are stored. None: this build cannot read them.
+    pub fn share_stored(&mut self, bytes: &[u8]) -> Option<SharedBatch> {
+        let header = StampedHeader::decode(bytes).ok()?;
+        let facts = BodyFacts::of_stored(bytes)?;
+        let mut inner = self.take(bytes.len());
+        let it = unique(&mut inner);
+        it.bytes.extend_from_slice(bytes);
+        it.header = header;
+        it.facts = facts;
+        Some(SharedBatch { inner })
     }
 
     /// Takes back a batch if nobody else holds it; gives it back otherwise.

@@ -21,8 +21,9 @@ use crate::batch_pool::BodyFacts;
 use crate::limits::{DEDUP_WINDOW, DEDUP_WINDOW_MIN, Limits};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
-use felix_protocol::position::Offset;
+use felix_protocol::position::{Lineage, Offset};
 use felix_protocol::time::Timestamp;
+use felix_wal::format::producers::{KnownProducer, Producers, SeenBatch};
 use std::collections::{HashMap, VecDeque};
 
 /// What a batch is to the shard.
@@ -39,19 +40,11 @@ pub enum Verdict {
     Refuse(ErrorCode),
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    base_sequence: Sequence,
-    record_count: u32,
-    crc: u32,
-    base_offset: Offset,
-}
-
 #[derive(Debug)]
 struct Producer {
     epoch: ProducerEpoch,
     next: Sequence,
-    seen: VecDeque<Seen>,
+    seen: VecDeque<SeenBatch>,
     last_append: Timestamp,
 }
 
@@ -154,7 +147,7 @@ impl Dedup {
         if producer.seen.len() == DEDUP_WINDOW {
             producer.seen.pop_front();
         }
-        producer.seen.push_back(Seen {
+        producer.seen.push_back(SeenBatch {
             base_sequence: facts.base_sequence,
             record_count: facts.record_count,
             crc: facts.crc,
@@ -171,6 +164,49 @@ impl Dedup {
             Some(known) if known.epoch == epoch => Some(known.next),
             _ => Some(Sequence(0)),
         }
+    }
+
+    /// What is remembered, for the producers file. `through`: the end of the log that it was made from.
+    pub fn snapshot(&self, lineage: Lineage, through: Offset) -> Producers {
+        let mut known: Vec<KnownProducer> = self
+            .producers
+            .iter()
+            .map(|(id, it)| KnownProducer {
+                id: *id,
+                epoch: it.epoch,
+                next: it.next,
+                last_append: it.last_append,
+                seen: it.seen.iter().copied().collect(),
+            })
+            .collect();
+        // In order of their ids: the order of a hash map would not be the same in the next run.
+        known.sort_unstable_by_key(|it| it.id);
+        Producers { through, lineage, known }
+    }
+
+    /// What a producers file says of the batches below its `through`. Those behind it are in the log, if no crash took
+    /// them, and are to be remembered from there.
+    pub fn restore(producers: Producers) -> Dedup {
+        let through = producers.through;
+        let mut dedup = Dedup::default();
+        for mut known in producers.known {
+            let held = known.seen.len();
+            known.seen.retain(|it| it.base_offset < through);
+            let next = match known.seen.last() {
+                Some(last) => Sequence(last.base_sequence.0 + u64::from(last.record_count)),
+                // Nothing of it is left: it must begin anew, which is told, rather than be believed blindly.
+                None if held > 0 => continue,
+                None => known.next,
+            };
+            dedup.by_age.push_back((known.last_append, known.id));
+            dedup.remembered.extend(known.seen.iter().map(|it| (known.id, it.base_offset)));
+            let producer =
+                Producer { epoch: known.epoch, next, seen: known.seen.into(), last_append: known.last_append };
+            dedup.producers.insert(known.id, producer);
+        }
+        dedup.by_age.make_contiguous().sort_unstable();
+        dedup.remembered.make_contiguous().sort_unstable_by_key(|(id, offset)| (*offset, *id));
+        dedup
     }
 
     /// Producers remembered.

@@ -51,6 +51,8 @@ pub struct ShardConfig {
     pub epoch: Epoch,
     /// How it is stored.
     pub durability: Durability,
+    /// With `Durability::Interval`: milliseconds within which a sync begins.
+    pub sync_interval_ms: u32,
     /// Bytes kept.
     pub retention_bytes: u64,
     /// Age kept.

@@ -13,6 +13,7 @@
 pub mod append;
 pub mod batch_pool;
 pub mod dedup;
+mod durable;
 pub mod effect;
 pub mod event;
 pub mod fan_out;
@@ -23,7 +24,9 @@ mod kit;
 pub mod limits;
 pub mod memory_log;
 mod next;
+pub mod recovery;
 pub mod shard;
+pub mod store;
 pub mod subscription;
 pub mod table;
 pub mod tail;

@@ -33,6 +33,11 @@ pub struct MemoryLog {
 pub const EVICT_BATCHES_MAX: usize = 1_024;
 
 impl MemoryLog {
+    /// An empty log that goes on at this offset.
+    pub fn starting_at(offset: Offset) -> MemoryLog {
+        MemoryLog { log_end: offset, ..MemoryLog::default() }
+    }
+
     /// First offset kept.
     pub fn log_start(&self) -> Offset {
         self.batches.front().map_or(self.log_end, |batch| batch.range().from)
@@ -81,6 +86,21 @@ impl MemoryLog {
                 break;
             }
             let oldest = self.batches.pop_front().expect("front was just seen");
+            self.bytes -= oldest.bytes().len();
+            self.let_go(oldest, pool);
+            count += 1;
+        }
+        count
+    }
+
+    /// Lets go of batches that end at or below `floor`, oldest first, as long as more than `keep_bytes` are left. Returns
+    /// their number, `EVICT_BATCHES_MAX` at most.
+    pub fn evict_below(&mut self, floor: Offset, keep_bytes: usize, pool: &mut BatchPool) -> usize {
+        let mut count = 0;
+        while count < EVICT_BATCHES_MAX
+            && self.bytes > keep_bytes
+            && let Some(oldest) = self.batches.pop_front_if(|oldest| oldest.range().to <= floor)
+        {
             self.bytes -= oldest.bytes().len();
             self.let_go(oldest, pool);
             count += 1;

@@ -18,11 +18,14 @@ use crate::effect::{Ack, AttachRefused, AttachState, ChannelState, Effect, Effec
 use crate::event::{ChannelKey, ShardConfig, SubKey};
 use crate::limits::Limits;
 use crate::memory_log::MemoryLog;
+use crate::store::part::DiskPart;
+use crate::store::{Pending, PendingAck, Store};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::Start;
-use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence};
+use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId};
 use felix_protocol::position::Offset;
 use felix_protocol::time::{Now, Timestamp};
+use felix_wal::queue::Slot;
 
 /// What a shard counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +60,10 @@ pub struct Shard {
     pub(crate) chain: u64,
     pub(crate) last_append: Timestamp,
     pub(crate) counters: ShardCounters,
+    /// Segments and WAL; None: it is ephemeral.
+    pub(crate) part: Option<Box<DiskPart>>,
+    /// Whose disk completions are its.
+    pub(crate) slot: Slot,
     high_watermark: Offset,
     attached: Vec<AttachedCore>,
     /// Something changed since the last report.
@@ -78,12 +85,29 @@ impl Shard {
             chain: 0,
             last_append: Timestamp(0),
             counters: ShardCounters::default(),
+            part: None,
+            slot: Slot(0),
             high_watermark: Offset(0),
             attached: Vec::new(),
             touched: true,
             on_touched_list: false,
             tick_at: None,
             stalled_for: 0,
+        }
+    }
+
+    /// A durable shard whose segments were opened.
+    pub(crate) fn durable(config: ShardConfig, slot: Slot, part: DiskPart, dedup: Dedup) -> Shard {
+        let cursor = part.log.cursor();
+        Shard {
+            log: MemoryLog::starting_at(cursor.next),
+            dedup,
+            chain: cursor.chain,
+            last_append: cursor.time,
+            high_watermark: cursor.next,
+            part: Some(Box::new(part)),
+            slot,
+            ..Shard::new(config)
         }
     }
 
@@ -94,6 +118,11 @@ impl Shard {
 
     /// First offset kept.
     pub fn log_start(&self) -> Offset {
+        self.part.as_ref().map_or(self.log.log_start(), |part| part.log.log_start())
+    }
+
+    /// First offset in memory.
+    pub(crate) fn memory_start(&self) -> Offset {
         self.log.log_start()
     }
 
@@ -103,8 +132,16 @@ impl Shard {
     }
 
     /// Bytes kept.
-    pub fn retained_bytes(&self) -> usize {
-        self.log.bytes()
+    pub fn retained_bytes(&self) -> u64 {
+        match &self.part {
+            None => self.log.bytes() as u64,
+            Some(part) => part.log.stored_bytes() + part.unflushed_bytes as u64,
+        }
+    }
+
+    /// A failed write or damage: it takes nothing more.
+    pub fn is_failed(&self) -> bool {
+        self.part.as_ref().is_some_and(|part| part.failed().is_some())
     }
 
     /// Bytes let go that other cores still hold.
@@ -152,28 +189,35 @@ impl Shard {
         effects.push(Effect::OpenChannel { channel, result });
     }
 
-    /// A batch arrived.
+    /// A batch arrived. `store` is needed by durable shards.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a core that an append touches")]
     pub fn on_published(
         &mut self,
         now: Now,
         channel: ChannelKey,
         batch: CheckedBatch,
+        store: Option<&mut Store>,
         pool: &mut BatchPool,
         limits: &Limits,
         effects: &mut Effects,
     ) {
         let facts = *batch.facts();
-        match append(self, now, batch, pool, limits) {
-            Appended::New(base_offset) => {
-                // Alone in its replica set: what is appended is replicated, and an ephemeral stream has nothing to sync.
-                self.advance_high_watermark(effects);
-                self.ack(channel, facts.base_sequence, facts.record_count, base_offset, effects);
+        let mut store = store;
+        if let Some(code) = self.part.as_ref().and_then(|part| part.failed()) {
+            // Also of what is durable already: after a failure nothing is acknowledged any more.
+            pool.put_back(batch);
+            self.counters.refused += 1;
+            let (base_sequence, record_count) = (facts.base_sequence, facts.record_count);
+            effects.push(Effect::Refuse { channel, base_sequence, record_count, code });
+            return;
+        }
+        let (base_offset, lsn) = match append(self, now, batch, store.as_deref_mut(), pool, limits) {
+            Appended::New(base_offset, lsn) => {
                 self.retain(now, pool);
                 self.touched = true;
+                (base_offset, lsn)
             }
-            Appended::Duplicate(base_offset) => {
-                self.ack(channel, facts.base_sequence, facts.record_count, base_offset, effects);
-            }
+            Appended::Duplicate(base_offset) => (base_offset, None),
             Appended::Refused(code) => {
                 self.counters.refused += 1;
                 effects.push(Effect::Refuse {
@@ -182,18 +226,42 @@ impl Shard {
                     record_count: facts.record_count,
                     code,
                 });
+                return;
             }
+        };
+        let to = Offset(base_offset.0 + u64::from(facts.record_count));
+        let mut ack = Some(PendingAck {
+            channel,
+            base_sequence: facts.base_sequence,
+            record_count: facts.record_count,
+            base_offset,
+        });
+        // Alone in its replica set: what is appended is replicated. Who does not wait for the disk is answered now.
+        if self.part.as_ref().is_none_or(|part| part.is_early || to <= part.durable_to) {
+            self.advance_high_watermark(to, effects);
+            self.ack(ack.take().expect("it is there"), effects);
+        }
+        // The WAL has its own order: a retry of what is not durable yet waits for all that was appended before it.
+        if let (Some(store), Some(_)) = (store, &self.part)
+            && (lsn.is_some() || ack.is_some())
+        {
+            let lsn = lsn.unwrap_or(store.wal.appended());
+            store.pending.push_back(Pending { lsn, shard: self.config.shard, to, ack });
         }
     }
 
-    fn ack(
-        &self,
-        channel: ChannelKey,
-        base_sequence: Sequence,
-        record_count: u32,
-        base_offset: Offset,
-        effects: &mut Effects,
-    ) {
+    /// The WAL has made everything below `to` durable.
+    pub(crate) fn on_durable(&mut self, to: Offset, ack: Option<PendingAck>, effects: &mut Effects) {
+        let Some(part) = &mut self.part else { return };
+        part.durable_to = part.durable_to.max(to);
+        self.advance_high_watermark(to, effects);
+        if let Some(ack) = ack {
+            self.ack(ack, effects);
+        }
+    }
+
+    fn ack(&self, ack: PendingAck, effects: &mut Effects) {
+        let PendingAck { channel, base_sequence, record_count, base_offset } = ack;
         effects.push(Effect::Ack {
             channel,
             ack: Ack {
@@ -207,15 +275,19 @@ impl Shard {
         });
     }
 
-    fn advance_high_watermark(&mut self, effects: &mut Effects) {
+    fn advance_high_watermark(&mut self, to: Offset, effects: &mut Effects) {
         let from = self.high_watermark;
-        self.high_watermark = self.log.log_end();
+        if to <= from {
+            return;
+        }
+        self.high_watermark = to;
+        self.touched = true;
         for attached in self.attached.iter_mut().filter(|it| !it.stalled) {
             debug_assert_eq!(attached.sent, from);
-            for batch in self.log.read(from) {
+            for batch in self.log.read(from).take_while(|batch| batch.range().from < to) {
                 effects.push(Effect::Commit { core: attached.core, shard: self.config.shard, batch: batch.clone() });
             }
-            attached.sent = self.high_watermark;
+            attached.sent = to;
         }
     }
 
@@ -239,7 +311,8 @@ impl Shard {
     pub fn on_mesh_has_room(&mut self, core: CoreId, effects: &mut Effects) -> bool {
         let Some(attached) = self.attached.iter_mut().find(|it| it.core == core && it.stalled) else { return false };
         attached.stalled = false;
-        let mut batches = self.log.read(attached.sent);
+        let high_watermark = self.high_watermark;
+        let mut batches = self.log.read(attached.sent).take_while(|batch| batch.range().from < high_watermark);
         for batch in batches.by_ref().take(RESUME_BATCHES_MAX) {
             attached.sent = batch.range().to;
             effects.push(Effect::Commit { core, shard: self.config.shard, batch: batch.clone() });
@@ -258,7 +331,7 @@ impl Shard {
         let start = match start {
             Start::Earliest => Ok(self.log_start()),
             Start::Latest => Ok(self.high_watermark),
-            Start::Time(time) => Ok(self.log.find_time(time)),
+            Start::Time(time) => Ok(self.find_time_in_memory(time)),
             Start::Position(at) if at.lineage.0 != 0 && at.lineage != self.config.lineage => {
                 Err(refused(ErrorCode::LineageReset, self.log_start()))
             }
@@ -282,16 +355,27 @@ impl Shard {
         effects.push(Effect::Attach { core, shard: self.config.shard, sub, result });
     }
 
+    /// First offset in memory appended at or after `time`.
+    pub(crate) fn find_time_in_memory(&self, time: Timestamp) -> Offset {
+        self.log.find_time(time).min(self.high_watermark)
+    }
+
+    /// Memory holds a batch older than `time`, so the first one at or after it is there too.
+    pub(crate) fn memory_reaches_back_to(&self, time: Timestamp) -> bool {
+        self.log.oldest_time().is_some_and(|oldest| oldest < time)
+    }
+
     /// A core has no subscriber any more.
     pub fn on_detached(&mut self, core: CoreId) {
         self.attached.retain(|it| it.core != core);
     }
 
-    /// A subscription reads history.
-    pub fn on_fetched(&self, core: CoreId, sub: SubKey, from: Offset, limits: &Limits, effects: &mut Effects) {
+    /// Answers a reader of history with what memory holds of it.
+    pub fn fetch_from_memory(&self, core: CoreId, sub: SubKey, from: Offset, limits: &Limits, effects: &mut Effects) {
         let mut batches = Vec::new();
         let mut bytes = 0;
-        for batch in self.log.read(from).take(limits.fetch_batches_max) {
+        let visible = self.log.read(from).take_while(|batch| batch.range().from < self.high_watermark);
+        for batch in visible.take(limits.fetch_batches_max) {
             if bytes > 0 && bytes + batch.bytes().len() > limits.fetch_bytes_max {
                 break;
             }
@@ -317,6 +401,10 @@ impl Shard {
 
     /// Lets go of what is over the bounds and takes memory back.
     pub fn retain(&mut self, now: Now, pool: &mut BatchPool) {
+        if self.part.is_some() {
+            // Age and size are the segments' business; memory goes when they have it.
+            return self.log.reclaim(pool, 4);
+        }
         let older_than = self.config.retention_age_ns.map(|age| now.wall.saturating_sub_ns(age));
         let evicted = self.log.retain(self.config.retention_bytes, older_than, pool);
         self.counters.evicted += evicted as u64;
@@ -324,9 +412,20 @@ impl Shard {
         self.log.reclaim(pool, 4 + evicted);
     }
 
+    /// Lets go of batches that are in segments and were sent to every core, but for the newest `tail_bytes`.
+    pub(crate) fn let_flushed_go(&mut self, tail_bytes: usize, pool: &mut BatchPool) {
+        let Some(part) = &self.part else { return };
+        let floor = self.attached.iter().map(|it| it.sent).fold(part.log.flushed_to(), Offset::min);
+        let evicted = self.log.evict_below(floor, tail_bytes, pool);
+        self.log.reclaim(pool, 4 + evicted);
+    }
+
     /// When time alone may change it: its oldest batch ages, or, at the next look, it lets go of more or gets memory
     /// back. None: it is idle.
     pub fn tick_due(&self, now: Now) -> Option<Timestamp> {
+        if self.part.is_some() {
+            return (self.log.held_bytes() > 0).then_some(now.wall);
+        }
         if self.log.held_bytes() > 0 || self.log.is_over(self.config.retention_bytes) {
             return Some(now.wall);
         }
@@ -340,7 +439,12 @@ impl Shard {
 
     pub(crate) fn check(&self) {
         self.log.check();
-        assert!(self.log.log_start() <= self.high_watermark && self.high_watermark <= self.log.log_end());
+        if let Some(part) = &self.part {
+            part.check(self.log.log_end());
+            assert!(self.log.log_start() <= part.log.flushed_to(), "memory and segments leave a hole");
+            assert!(part.is_early || self.high_watermark == part.durable_to, "visible before it is durable");
+        }
+        assert!(self.log_start() <= self.high_watermark && self.high_watermark <= self.log.log_end());
         for attached in &self.attached {
             assert!(attached.sent <= self.high_watermark);
             assert!(attached.stalled || attached.sent == self.high_watermark);

@@ -9,13 +9,18 @@
 //! **See**: `event.rs`, `effect.rs`, `shard.rs`.
 
 use crate::batch_pool::BatchPool;
+use crate::durable::history_wish;
 use crate::effect::{AttachRefused, Effect, Effects};
 use crate::event::Event;
 use crate::limits::Limits;
 use crate::shard::Shard;
+use crate::store::Store;
+use crate::store::history::{Wanted, Wish};
 use felix_protocol::error_code::ErrorCode;
+use felix_protocol::frame::Start;
 use felix_protocol::ids::{CoreId, ShardId};
 use felix_protocol::limits::CORES_MAX;
+use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Lineage, Offset};
 use felix_protocol::time::{Now, Timestamp};
 use std::cmp::Reverse;
@@ -27,10 +32,14 @@ const TICKS_PER_TURN: usize = 256;
 /// The shards that one core leads.
 #[derive(Debug)]
 pub struct Shards {
-    shards: HashMap<ShardId, Shard>,
+    pub(crate) shards: HashMap<ShardId, Shard>,
     /// Buffers of this core.
     pub pool: BatchPool,
-    limits: Limits,
+    pub(crate) limits: Limits,
+    /// What is on disk; None: this core takes ephemeral shards only.
+    pub(crate) store: Option<Box<Store>>,
+    /// Some durable shard forgets by age.
+    pub(crate) has_aging: bool,
     /// Shards with a core whose mesh ring was full.
     stalled: BTreeMap<CoreId, VecDeque<ShardId>>,
     /// Shards by when time may change them next. An entry counts if it is the shard's `tick_at`; others are outdated.
@@ -47,6 +56,8 @@ impl Shards {
             shards: HashMap::new(),
             pool: BatchPool::new(limits.pool_bytes_max),
             limits,
+            store: None,
+            has_aging: false,
             stalled: BTreeMap::new(),
             ticking: BinaryHeap::new(),
             ticked: Vec::new(),
@@ -66,6 +77,7 @@ impl Shards {
 
     /// One event in, effects out.
     pub fn handle(&mut self, now: Now, event: Event, effects: &mut Effects) {
+        let Some(event) = self.keep_for_opening(event, effects) else { return };
         match event {
             Event::ShardPut(config) => {
                 // Another lineage is other data: its readers are told, nothing of the former is shown under it.
@@ -75,6 +87,10 @@ impl Shards {
                 }
                 match self.shards.get_mut(&config.shard) {
                     Some(shard) => shard.on_config(config),
+                    None if config.durability != Durability::Ephemeral && self.store.is_some() => {
+                        self.has_aging |= config.retention_age_ns.is_some();
+                        return self.put_durable(now, config);
+                    }
                     None => {
                         self.shards.insert(config.shard, Shard::new(config));
                     }
@@ -88,7 +104,8 @@ impl Shards {
             },
             Event::Published { shard, channel, batch } => match self.shards.get_mut(&shard) {
                 Some(it) => {
-                    it.on_published(now, channel, batch, &mut self.pool, &self.limits, effects);
+                    let store = self.store.as_deref_mut();
+                    it.on_published(now, channel, batch, store, &mut self.pool, &self.limits, effects);
                     self.after(now, shard);
                 }
                 None => {
@@ -102,6 +119,11 @@ impl Shards {
                     });
                 }
             },
+            Event::Attached { shard, core, sub, start: Start::Time(time) }
+                if self.shards.get(&shard).is_some_and(|it| history_wish(it, Wish::Start(time))) =>
+            {
+                self.want_history(now, Wanted { shard, core, sub, wish: Wish::Start(time) }, effects);
+            }
             Event::Attached { shard, core, sub, start } => match self.shards.get_mut(&shard) {
                 Some(it) => it.on_attached(core, sub, start, effects),
                 None => effects.push(Effect::Attach {
@@ -119,8 +141,12 @@ impl Shards {
             Event::Fetched { shard, core, sub, from } => {
                 // Who reads was attached, so if the shard is gone, `Gone` is on its way. A second one could end
                 // subscribers of the shard's next incarnation.
-                if let Some(it) = self.shards.get(&shard) {
-                    it.on_fetched(core, sub, from, &self.limits, effects);
+                match self.shards.get(&shard) {
+                    Some(it) if history_wish(it, Wish::Batches(from)) => {
+                        self.want_history(now, Wanted { shard, core, sub, wish: Wish::Batches(from) }, effects);
+                    }
+                    Some(it) => it.fetch_from_memory(core, sub, from, &self.limits, effects),
+                    None => {}
                 }
             }
             Event::MeshHasRoom { core } => self.on_mesh_has_room(core, effects),
@@ -129,8 +155,14 @@ impl Shards {
     }
 
     fn remove(&mut self, id: ShardId, effects: &mut Effects) {
+        if self.remove_durable(id) {
+            return;
+        }
         let Some(mut removed) = self.shards.remove(&id) else { return };
         removed.on_removed(&mut self.pool, effects);
+        if let (Some(part), Some(store)) = (removed.part.take(), self.store.as_deref_mut()) {
+            store.begin_leaving(id, removed.slot, *part);
+        }
         if removed.stalled_for != 0 {
             self.stalled.values_mut().for_each(|waiting| waiting.retain(|it| *it != id));
         }
@@ -183,7 +215,7 @@ impl Shards {
         self.ticked = ticked;
     }
 
-    fn after(&mut self, now: Now, id: ShardId) {
+    pub(crate) fn after(&mut self, now: Now, id: ShardId) {
         let Some(shard) = self.shards.get_mut(&id) else { return };
         if let Some(due) = shard.tick_due(now)
             && shard.tick_at.is_none_or(|at| due < at)

@@ -85,6 +85,7 @@ impl Bench {
             lineage: Lineage(1),
             epoch: Epoch(1),
             durability: Durability::Ephemeral,
+            sync_interval_ms: 0,
             retention_bytes: 20_000,
             retention_age_ns: Some(100_000),
         }));

@@ -14,5 +14,6 @@ pub mod header;
 pub mod index;
 pub mod meta;
 pub mod names;
+pub mod producers;
 pub mod segment;
 pub mod stored;

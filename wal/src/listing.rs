@@ -65,7 +65,7 @@ pub(crate) fn sort(meta: &ShardMeta, list: Vec<Listed>) -> Listing {
     for listed in list {
         let path = FilePath(format!("{folder}/{}", listed.name));
         match Name::parse(&path) {
-            Some(Name::ShardMeta(_)) => {}
+            Some(Name::ShardMeta(_) | Name::Producers(_)) => {}
             Some(Name::Segment(_, segment)) if segment.lineage == meta.lineage => {
                 let base = segment.base_offset;
                 let is_void = meta.void_from.is_some_and(|from| base >= from);

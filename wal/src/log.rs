@@ -169,6 +169,11 @@ impl ShardLog {
         self.segments.iter().map(|it| it.bytes).sum::<u64>() + self.open.as_ref().map_or(0, |it| it.size)
     }
 
+    /// Append time of the first batch of the segment that flushes go to; None: there is no such segment.
+    pub fn open_since(&self) -> Option<Timestamp> {
+        self.open.as_ref().map(|it| it.time_first)
+    }
+
     /// Bytes of memory it holds, itself included, while no job runs.
     pub fn held_bytes(&self) -> usize {
         size_of::<ShardLog>()

@@ -13,9 +13,9 @@
 //!
 //! **Never**: use outside development: the authority's key lies beside what it signs.
 //!
-//! **See**: `node.rs` for the folder.
+//! **See**: `data_folder.rs` for the folder.
 
-use super::files::{FileError, Mode, at, make_dir, read, write};
+use crate::data_folder::files::{FileError, Mode, at, make_dir, read, write};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -258,8 +258,8 @@ fn wrong(path: &Path) -> impl Fn(rcgen::Error) -> PkiError + '_ {
 
 #[cfg(test)]
 mod tests {
-    use super::super::files::tests::folder;
     use super::*;
+    use crate::data_folder::files::tests::folder;
     use std::os::unix::fs::PermissionsExt;
 
     fn now() -> SystemTime {

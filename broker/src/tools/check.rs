@@ -11,7 +11,8 @@
 use super::args::CheckArgs;
 use super::folder::{self, DataFolder, ToolError};
 use super::{CANNOT_READ, CLEAN, DAMAGE, HARMLESS, shown};
-use crate::offline_disk::Access;
+use crate::data_folder::{self, DataFolderError};
+use crate::offline_disk::{Access, disk_error};
 use felix_protocol::ids::{ClusterId, NodeId};
 use felix_protocol::position::OffsetRange;
 use felix_wal::check::{CheckReport, Consequence, Finding, What, check};
@@ -22,6 +23,7 @@ use felix_wal::judge::{Damage, WalEnd, WalReport};
 use felix_wal::recover::RecoverError;
 use serde_json::{Value, json};
 use std::io::{self, Write};
+use std::path::Path;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +64,10 @@ pub fn run(args: &CheckArgs) -> Result<u8, ToolError> {
     let nobody = || Region::new("unknown").map(|region| Identity { cluster: ClusterId(0), node: NodeId(0), region });
     let Some(identity) = known.or_else(nobody) else { return Ok(CANNOT_READ) };
     let report = check(&mut disk, &identity);
-    let items = items(&report);
+    let mut items = items(&report);
+    if let Err(error) = data_folder::inspect(&folder.root) {
+        items.insert(0, refusal(&error, &folder.root));
+    }
     let worst = items.iter().map(|it| it.severity).max();
     let code = match worst {
         None => CLEAN,
@@ -97,6 +102,31 @@ fn items(report: &CheckReport) -> Vec<Item> {
     }
     items.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.path.cmp(&b.path)).then(a.at.cmp(&b.at)));
     items
+}
+
+/// What the broker itself would say at its start.
+fn refusal(error: &DataFolderError, root: &Path) -> Item {
+    let path = match error {
+        DataFolderError::File(error) => &error.path,
+        DataFolderError::BadNode { path, .. }
+        | DataFolderError::BadFormat { path, .. }
+        | DataFolderError::BadSession { path }
+        | DataFolderError::Missing { path, .. }
+        | DataFolderError::BadKey { path, .. }
+        | DataFolderError::InUse { path, .. } => path,
+        DataFolderError::NoRandom => root,
+    };
+    let unread = matches!(error, DataFolderError::File(error) if is_unread(&disk_error(&error.source)));
+    Item {
+        severity: if unread { Severity::Unread } else { Severity::Damage },
+        path: shown(&path.strip_prefix(root).unwrap_or(path).to_string_lossy()),
+        at: 0,
+        shard: None,
+        range: None,
+        what: shown(&error.to_string()),
+        consequence: Consequence::NoStart.to_string(),
+        advice: "restore it from a backup that was made together with the rest of the folder".into(),
+    }
 }
 
 /// The disk refused for a reason that says nothing about the data: rights, limits.
@@ -284,8 +314,10 @@ fn as_text(
         Some(it) => {
             writeln!(out, "{root}: cluster {:032x}, node {:032x}, region {}", it.cluster.0, it.node.0, it.region)?
         }
-        None if report.shards == 0 && report.wals.wals.is_empty() => writeln!(out, "{root}: no durable data")?,
         None => writeln!(out, "{root}: no file says whose it is")?,
+    }
+    if report.shards == 0 && report.wals.wals.is_empty() {
+        writeln!(out, "no durable data")?;
     }
     writeln!(
         out,

@@ -4,7 +4,7 @@
 //!
 //! **Never**: an identity made up: without one readable header there is none, and the tools say so.
 //!
-//! **See**: `../dev/node.rs` for the lock of a broker.
+//! **See**: `../data_folder.rs` for how a broker opens it.
 
 use crate::offline_disk::{Access, OfflineDisk};
 use felix_protocol::ids::NodeSession;

@@ -6,7 +6,7 @@ use felix_protocol::ids::{CoreId, NodeId, NodeSession};
 use felix_protocol::metadata::{StreamSpec, TenantLimits};
 use felix_protocol::names::StreamName;
 
-const SMALL: MemberSettings = MemberSettings { log_entries_max: 4, watch_changes_max: 6 };
+const SMALL: MemberSettings = MemberSettings { log_entries_max: 4, watch_changes_max: 6, durable_streams: false };
 
 fn create(name: &str) -> Command {
     let name = StreamName::parse(name).unwrap();

@@ -13,7 +13,7 @@
 
 use super::probe::ReadOnly;
 use super::writer::Writer;
-use super::{LogMirror, Mirror, RaftLog};
+use super::{LogMirror, Mirror, RaftLog, caught};
 use crate::command::Entry;
 use crate::raft_folder::{Folder, OpenError, damaged, io_error, sync_folder};
 use crate::raft_frames::{LogHead, decode_entry};
@@ -25,7 +25,6 @@ use raft_engine::env::FileSystem;
 use raft_engine::internals::FilePipeLog;
 use raft_engine::{Config, Engine, MessageExt, ReadableSize, RecoveryMode};
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -79,15 +78,14 @@ fn config(folder: &Path) -> Result<Config, OpenError> {
 
 fn open_engine<F: FileSystem>(folder: &Path, files: F) -> Result<Engine<F, FilePipeLog<F>>, OpenError> {
     let config = config(folder)?;
-    let opened = catch_unwind(AssertUnwindSafe(|| Engine::open_with_file_system(config, Arc::new(files))));
-    match opened {
-        Ok(Ok(engine)) => Ok(engine),
-        Ok(Err(raft_engine::Error::Io(error))) => Err(io_error(folder)(error)),
-        Ok(Err(raft_engine::Error::Other(error))) if error.to_string().contains("lock") => {
+    match caught(|| Engine::open_with_file_system(config, Arc::new(files))) {
+        Some(Ok(engine)) => Ok(engine),
+        Some(Err(raft_engine::Error::Io(error))) => Err(io_error(folder)(error)),
+        Some(Err(raft_engine::Error::Other(error))) if error.to_string().contains("lock") => {
             Err(OpenError::InUse { path: folder.to_path_buf() })
         }
-        Ok(Err(error)) => Err(damaged(folder, error.to_string())),
-        Err(_) => Err(damaged(folder, "its records contradict each other")),
+        Some(Err(error)) => Err(damaged(folder, error.to_string())),
+        None => Err(damaged(folder, "its records contradict each other")),
     }
 }
 
@@ -119,12 +117,11 @@ fn load<F: FileSystem>(
 }
 
 fn load_entry<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, index: u64) -> Result<RaftEntry, String> {
-    let read = catch_unwind(AssertUnwindSafe(|| engine.get_entry::<Indexed>(GROUP, index)));
-    let message = match read {
-        Ok(Ok(Some(message))) => message,
-        Ok(Ok(None)) => return Err("it is missing".to_string()),
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err("it is not where it should be".to_string()),
+    let message = match caught(|| engine.get_entry::<Indexed>(GROUP, index)) {
+        Some(Ok(Some(message))) => message,
+        Some(Ok(None)) => return Err("it is missing".to_string()),
+        Some(Err(error)) => return Err(error.to_string()),
+        None => return Err("it is not where it should be".to_string()),
     };
     let frame = message.value.get(INDEX_BYTES..).unwrap_or_default();
     let entry = decode_entry(frame).map_err(|error| error.to_string())?;

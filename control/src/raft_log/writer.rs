@@ -7,6 +7,7 @@
 //!
 //! **See**: `../raft_log.rs`, which makes the jobs.
 
+use super::caught;
 use super::recover::{self, GROUP, HEAD_KEY, Indexed};
 use crate::raft_folder::SyncedFile;
 use crate::raft_frames::LogHead;
@@ -15,7 +16,6 @@ use openraft::storage::LogFlushed;
 use protobuf::well_known_types::BytesValue;
 use raft_engine::{Command, Engine, LogBatch};
 use std::io::{Error, Result};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -68,7 +68,11 @@ impl Writer {
     pub(super) fn start(engine: Engine, synced: SyncedFile) -> Result<(Writer, JoinHandle<()>)> {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = std::thread::Builder::new().name("felix-meta-log".into());
-        let thread = thread.spawn(move || run(&engine, synced, &queue))?;
+        let thread = thread.spawn(move || {
+            run(&engine, synced, &queue);
+            // Closing syncs too.
+            let _ = caught(|| drop(engine));
+        })?;
         Ok((Writer { jobs }, thread))
     }
 
@@ -100,8 +104,8 @@ fn run(engine: &Engine, mut synced: SyncedFile, jobs: &Receiver<Job>) {
         let result = match &failed {
             Some(why) => Err(format!("an earlier write failed: {why}")),
             // raft-engine panics when a sync fails.
-            None => catch_unwind(AssertUnwindSafe(|| write(engine, &mut synced, entries, &head, compact)))
-                .unwrap_or_else(|_| Err("the write or its sync panicked".to_string())),
+            None => caught(|| write(engine, &mut synced, entries, &head, compact))
+                .unwrap_or_else(|| Err("the write or its sync failed".to_string())),
         };
         if let Err(why) = &result {
             failed.get_or_insert_with(|| why.clone());
@@ -109,11 +113,10 @@ fn run(engine: &Engine, mut synced: SyncedFile, jobs: &Receiver<Job>) {
         done.tell(result.map_err(Error::other));
         if compact.is_some() && failed.is_none() {
             // After the answer: nobody waits for files to go. What stays is tried again with the next purge.
-            let purged = catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files().map(drop)));
-            failed = match purged {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some("the purge of log files panicked".to_string()),
+            failed = match caught(|| engine.purge_expired_files().map(drop)) {
+                Some(Ok(())) => None,
+                Some(Err(error)) => Some(error.to_string()),
+                None => Some("the purge of log files panicked".to_string()),
             };
         }
     }

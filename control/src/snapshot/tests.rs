@@ -84,6 +84,40 @@ fn an_archive_that_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn later_settings_that_contradict_themselves_are_refused() {
+    type Spoil = fn(&mut Vec<v2::StreamSettings>);
+    let row = |id| v2::StreamSettings { id, interval_ms: 100, compact: true, tombstone_grace_ms: 5, encrypt: false };
+    let cases: [(&'static str, Spoil); 4] = [
+        ("later settings of streams", |rows| rows.clear()),
+        ("later settings of streams", |rows| rows.swap(0, 1)),
+        ("settings of a stream", |rows| rows[0].tombstone_grace_ms = u64::MAX),
+        ("settings of a stream", |rows| rows[0].interval_ms = 0),
+    ];
+    let mut base = freeze(&state());
+    for stream in &mut base.streams {
+        stream.info.durability = Durability::Each as u8;
+    }
+    for (error, spoil) in cases {
+        let mut frozen = v2::Snapshot { base: rkyv_copy(&base), settings: vec![row(1), row(2)] };
+        let seal_up = |frozen: &v2::Snapshot| {
+            let archive = rkyv::to_bytes::<Failure>(frozen).unwrap();
+            seal(FrameKind::StateSnapshot2, |out| out.put(&archive)).unwrap()
+        };
+        decode(&seal_up(&frozen)).unwrap();
+        spoil(&mut frozen.settings);
+        assert_eq!(decode(&seal_up(&frozen)), Err(SnapshotError::Broken(error)));
+    }
+    // What is only of the older kind is not taken for the later one.
+    let mut frame = encode(&state()).unwrap();
+    frame[KIND_AT] = FrameKind::StateSnapshot2 as u8;
+    assert!(matches!(decode(&frame), Err(SnapshotError::Frame(FrameError::BadChecksum { .. }))));
+}
+
+fn rkyv_copy(base: &v1::Snapshot) -> v1::Snapshot {
+    rkyv::from_bytes::<v1::Snapshot, Failure>(&rkyv::to_bytes::<Failure>(base).unwrap()).unwrap()
+}
+
+#[test]
 fn a_body_that_is_no_archive_is_refused() {
     for body in [&b""[..], b"no archive", &[0xff; 200]] {
         let frame = seal(FrameKind::StateSnapshot, |out| out.put(body)).unwrap();

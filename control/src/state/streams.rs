@@ -20,8 +20,8 @@ use felix_protocol::routing::even_range_start;
 use felix_protocol::time::Timestamp;
 use std::collections::BTreeSet;
 
-/// What a client is told who wants a stream on disk.
-pub const NOT_DURABLE: &str = "durable streams are not available in this version; create it with --ephemeral";
+/// What a client is told who wants a stream on disk of a broker that has no store for it.
+pub const NOT_DURABLE: &str = "this broker keeps records in memory only; create the stream with --ephemeral";
 
 /// Checks settings by themselves, against no tenant.
 pub(crate) fn check_spec(spec: &StreamSpec) -> Result<(), Refused> {
@@ -41,6 +41,36 @@ pub(crate) fn check_spec(spec: &StreamSpec) -> Result<(), Refused> {
     if !(BATCH_BYTES_MIN..=BATCH_BYTES_MAX).contains(&spec.batch_bytes_max) {
         let found = spec.batch_bytes_max;
         return invalid(format!("batches of {found} bytes, allowed are {BATCH_BYTES_MIN} to {BATCH_BYTES_MAX}"));
+    }
+    check_storage(spec)
+}
+
+/// Checks the settings that only some durabilities have.
+fn check_storage(spec: &StreamSpec) -> Result<(), Refused> {
+    let invalid = |detail| refused(ErrorCode::InvalidArgument, detail);
+    let found = spec.interval_ms;
+    if spec.durability == Durability::Interval {
+        if !(INTERVAL_MS_MIN..=INTERVAL_MS_MAX).contains(&found) {
+            return invalid(format!(
+                "an interval of {found} ms between syncs, allowed are {INTERVAL_MS_MIN} to {INTERVAL_MS_MAX} ms"
+            ));
+        }
+    } else if found != StreamSpec::INTERVAL_MS_DEFAULT {
+        return invalid(format!("an interval of {found} ms between syncs needs durability interval"));
+    }
+    if spec.durability == Durability::Ephemeral {
+        for (asked, what) in [(spec.compact, "compaction"), (spec.encrypt, "encryption at rest")] {
+            if asked {
+                return invalid(format!("{what} needs a durable stream, this one is ephemeral"));
+            }
+        }
+    }
+    let found = spec.tombstone_grace_ms;
+    if !spec.compact && found != StreamSpec::TOMBSTONE_GRACE_MS_DEFAULT {
+        return invalid(format!("a tombstone grace of {found} ms needs compaction"));
+    }
+    if found > TOMBSTONE_GRACE_MS_MAX {
+        return invalid(format!("a tombstone grace of {found} ms, at most {TOMBSTONE_GRACE_MS_MAX} ms are allowed"));
     }
     Ok(())
 }
@@ -90,9 +120,6 @@ impl State {
         effects: &mut Effects,
     ) -> Result<Reply, Refused> {
         check_spec(&spec)?;
-        if spec.durability != Durability::Ephemeral {
-            return refused(ErrorCode::NotSupported, NOT_DURABLE);
-        }
         if self.streams.contains_key(name) {
             return refused(ErrorCode::AlreadyExists, format!("stream {name} exists already"));
         }

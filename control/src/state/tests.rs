@@ -1,6 +1,7 @@
 use super::*;
 use crate::authorise::Principal;
 use crate::limits::IDEMPOTENCY_KEYS_MAX;
+use crate::member::{Member, MemberSettings};
 use felix_protocol::ids::{ShardId, StreamId};
 use felix_protocol::metadata::{Durability, StreamChanges, StreamSpec};
 use felix_protocol::position::Epoch;
@@ -113,20 +114,45 @@ fn settings_have_bounds() {
         (StreamSpec { batch_bytes_max: 1_023, ..ok }, refused),
         (StreamSpec { batch_bytes_max: 1_000 << 10, ..ok }, Ok(())),
         (StreamSpec { batch_bytes_max: (1_000 << 10) + 1, ..ok }, refused),
+        (StreamSpec { durability: Durability::Interval, ..ok }, Ok(())),
+        (StreamSpec { durability: Durability::Interval, interval_ms: 0, ..ok }, refused),
+        (StreamSpec { durability: Durability::Interval, interval_ms: 60_000, ..ok }, Ok(())),
+        (StreamSpec { durability: Durability::Interval, interval_ms: 60_001, ..ok }, refused),
+        (StreamSpec { durability: Durability::Group, interval_ms: 99, ..ok }, refused),
+        (StreamSpec { interval_ms: 1, ..ok }, refused),
+        (StreamSpec { compact: true, ..ok }, refused),
+        (StreamSpec { encrypt: true, ..ok }, refused),
+        (StreamSpec { durability: Durability::None, compact: true, encrypt: true, ..ok }, Ok(())),
+        (StreamSpec { durability: Durability::Each, tombstone_grace_ms: 1, ..ok }, refused),
+        (StreamSpec { durability: Durability::Each, compact: true, tombstone_grace_ms: 0, ..ok }, Ok(())),
+        (StreamSpec { durability: Durability::Each, compact: true, tombstone_grace_ms: u64::MAX, ..ok }, refused),
     ] {
         assert_eq!(check(spec), expected, "{spec:?}");
     }
 }
 
 #[test]
-fn durable_streams_are_refused_by_name() {
-    let mut state = State::new();
+fn durable_streams_need_a_store() {
+    let propose = |durable_streams, spec| {
+        let mut member = Member::new(MemberSettings { durable_streams, ..MemberSettings::default() });
+        let committed = member.propose(Timestamp(1), &Principal::admin(), 0, create("t/n/s", spec));
+        (committed, member.log().len())
+    };
     for durability in [Durability::None, Durability::Interval, Durability::Group, Durability::Each] {
-        let applied = state.run(create("t/n/s", StreamSpec { durability, ..StreamSpec::default() }));
-        let text = "durable streams are not available in this version; create it with --ephemeral";
-        assert_eq!((code(&applied), detail(&applied)), (ErrorCode::NotSupported, text));
+        let spec = StreamSpec { durability, ..StreamSpec::default() };
+        let (refused, logged) = propose(false, spec);
+        let text = "this broker keeps records in memory only; create the stream with --ephemeral";
+        assert_eq!((code(&refused), detail(&refused), logged), (ErrorCode::NotSupported, text, 0));
+        let (done, logged) = propose(true, spec);
+        let Ok(Reply::StreamDone { stream, .. }) = &done.outcome else { panic!("{done:?}") };
+        assert_eq!((stream.spec, logged), (spec, 1));
+        // A core is told everything that its store must know.
+        let [Change::StreamPut { stream, .. }] = &done.changes[..] else { panic!("{done:?}") };
+        assert_eq!((stream.info.spec, stream.info.name.tenant()), (spec, "t"));
+        // What is wrong in any case is said first.
+        let (wrong, _) = propose(false, StreamSpec { batch_bytes_max: 1, ..spec });
+        assert_eq!(code(&wrong), ErrorCode::InvalidArgument);
     }
-    assert_eq!(state.tenants.len(), 0);
 }
 
 #[test]

@@ -30,15 +30,32 @@ fn limits() -> impl Strategy<Value = TenantLimits> {
 
 fn spec() -> impl Strategy<Value = StreamSpec> {
     let bytes = prop::sample::select(vec![0, 64 << 10, 64 << 20, 1 << 40]);
-    let durability = prop_oneof![9 => Just(Durability::Ephemeral), 1 => Just(Durability::Group)];
+    use Durability::*;
+    let durability = prop_oneof![2 => Just(Ephemeral), 1 => Just(Group), 1 => Just(Interval), 1 => Just(Each)];
     let age = prop::option::of(prop::sample::select(vec![0, 1, 60_000]));
-    (1u32..10, durability, bytes, age).prop_map(|(shards, durability, retention_bytes, retention_age_ms)| StreamSpec {
-        shards,
-        durability,
-        retention_bytes,
-        retention_age_ms,
-        ..StreamSpec::default()
-    })
+    // Often settings that do not go together, which must be refused.
+    let storage = (
+        prop::sample::select(vec![100, 100, 250, 0]),
+        any::<bool>(),
+        prop::sample::select(vec![StreamSpec::TOMBSTONE_GRACE_MS_DEFAULT, StreamSpec::TOMBSTONE_GRACE_MS_DEFAULT, 5]),
+        prop::bool::weighted(0.2),
+    );
+    (1u32..10, durability, bytes, age, storage).prop_map(
+        |(shards, durability, retention_bytes, retention_age_ms, storage)| {
+            let (interval_ms, compact, tombstone_grace_ms, encrypt) = storage;
+            StreamSpec {
+                shards,
+                durability,
+                retention_bytes,
+                retention_age_ms,
+                interval_ms,
+                compact,
+                tombstone_grace_ms,
+                encrypt,
+                ..StreamSpec::default()
+            }
+        },
+    )
 }
 
 fn changes() -> impl Strategy<Value = StreamChanges> {

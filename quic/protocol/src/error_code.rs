@@ -125,6 +125,11 @@ codes! {
     UnknownProducer = 38, Reject;
     /// A newer incarnation of this producer exists.
     ProducerFenced = 39, Reject;
+    /// The storage of the shard failed or is damaged: it takes nothing more until an operator has looked at it, and whether
+    /// a batch that was not acknowledged survives is not known.
+    StorageFailed = 40, Reject;
+    /// The disk is full; again when there is room.
+    DiskFull = 41, Retry;
     /// The position is older than the log's start.
     OffsetTooOld = 50, Reject;
     /// The position is beyond the log's end.

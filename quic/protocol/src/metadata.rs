@@ -53,6 +53,39 @@ pub struct StreamSpec {
     pub retention_age_ms: Option<u64>,
     /// Largest batch body a producer may send.
     pub batch_bytes_max: u32,
+    /// Longest time between two syncs of a stream of durability `interval`, ms: what a power failure may take of what
+    /// was acknowledged. Of no meaning, and left at its default, for other streams. Fixed at creation.
+    pub interval_ms: u32,
+    /// Keep only the newest record of each key. Durable streams only. Fixed at creation.
+    pub compact: bool,
+    /// How long a compacted stream keeps a tombstone, so that slow readers see it, ms. Fixed at creation.
+    pub tombstone_grace_ms: u64,
+    /// Encrypted at rest under a key of the tenant. Durable streams only. Fixed at creation.
+    pub encrypt: bool,
+}
+
+impl StreamSpec {
+    /// `interval_ms` of who did not ask for another.
+    pub const INTERVAL_MS_DEFAULT: u32 = 100;
+    /// `tombstone_grace_ms` of who did not ask for another: a day.
+    pub const TOMBSTONE_GRACE_MS_DEFAULT: u64 = 24 * 60 * 60 * 1_000;
+
+    /// What an acknowledgement of this stream is worth, in one sentence for people: what may be lost, and when.
+    pub fn loss_window(&self) -> String {
+        match self.durability {
+            Durability::Ephemeral => "in memory: a restart of the broker loses every record".to_string(),
+            Durability::None => {
+                "never synced: a power failure loses what the system had not written, acked or not; a crash of the \
+                 broker loses what it had not handed to the system"
+                    .to_string()
+            }
+            Durability::Interval => {
+                format!("synced every {} ms: up to {0} ms of acked records at a power failure", self.interval_ms)
+            }
+            Durability::Group => "none: an ack comes after fdatasync, which waiting batches share".to_string(),
+            Durability::Each => "none: an ack comes after fdatasync, started without waiting for others".to_string(),
+        }
+    }
 }
 
 impl Default for StreamSpec {
@@ -63,6 +96,10 @@ impl Default for StreamSpec {
             retention_bytes: 64 << 20,
             retention_age_ms: None,
             batch_bytes_max: crate::limits::BATCH_BODY_BYTES_MAX as u32,
+            interval_ms: StreamSpec::INTERVAL_MS_DEFAULT,
+            compact: false,
+            tombstone_grace_ms: StreamSpec::TOMBSTONE_GRACE_MS_DEFAULT,
+            encrypt: false,
         }
     }
 }

@@ -28,6 +28,10 @@ mod setting {
     pub const RETENTION_AGE_MS: u16 = 4;
     pub const BATCH_BYTES_MAX: u16 = 5;
     pub const RETENTION_AGE_NONE: u16 = 6;
+    pub const INTERVAL_MS: u16 = 7;
+    pub const COMPACT: u16 = 8;
+    pub const TOMBSTONE_GRACE_MS: u16 = 9;
+    pub const ENCRYPT: u16 = 10;
     pub const STREAMS_MAX: u16 = 16;
     pub const SHARDS_MAX: u16 = 17;
     pub const RETAINED_BYTES_MAX: u16 = 18;
@@ -60,6 +64,14 @@ fn number32(value: &[u8]) -> Result<u32, DecodeError> {
     u32::try_from(number(value)?).map_err(|_| DecodeError::BadField("setting"))
 }
 
+fn flag(value: &[u8]) -> Result<bool, DecodeError> {
+    match number(value)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(DecodeError::BadField("setting")),
+    }
+}
+
 fn read_settings<'a>(
     reader: &mut Reader<'a>,
     mut take: impl FnMut(u16, &'a [u8]) -> Result<bool, DecodeError>,
@@ -84,6 +96,20 @@ impl StreamSpec {
                 put_setting(out, setting::RETENTION_AGE_MS, &age.to_le_bytes());
             }
             put_setting(out, setting::BATCH_BYTES_MAX, &self.batch_bytes_max.to_le_bytes());
+            // Later settings are written only where they say something, so that a build which does not know them still
+            // reads every stream that does not use them.
+            if self.interval_ms != StreamSpec::INTERVAL_MS_DEFAULT {
+                put_setting(out, setting::INTERVAL_MS, &self.interval_ms.to_le_bytes());
+            }
+            if self.compact {
+                put_setting(out, setting::COMPACT, &[1]);
+            }
+            if self.tombstone_grace_ms != StreamSpec::TOMBSTONE_GRACE_MS_DEFAULT {
+                put_setting(out, setting::TOMBSTONE_GRACE_MS, &self.tombstone_grace_ms.to_le_bytes());
+            }
+            if self.encrypt {
+                put_setting(out, setting::ENCRYPT, &[1]);
+            }
         });
     }
 
@@ -100,6 +126,10 @@ impl StreamSpec {
                 setting::RETENTION_BYTES => spec.retention_bytes = number(value)?,
                 setting::RETENTION_AGE_MS => spec.retention_age_ms = Some(number(value)?),
                 setting::BATCH_BYTES_MAX => spec.batch_bytes_max = number32(value)?,
+                setting::INTERVAL_MS => spec.interval_ms = number32(value)?,
+                setting::COMPACT => spec.compact = flag(value)?,
+                setting::TOMBSTONE_GRACE_MS => spec.tombstone_grace_ms = number(value)?,
+                setting::ENCRYPT => spec.encrypt = flag(value)?,
                 _ => return Ok(false),
             }
             Ok(true)

@@ -3,6 +3,7 @@ use crate::event::{ConnKey, Event};
 use crate::kit::{Lab, MS, SHARD, body, config, spec};
 use felix_protocol::batch_builder::ProducerStamp;
 use felix_protocol::frame::SlowPolicy::Block;
+use felix_protocol::ids::Sequence;
 use felix_protocol::position::{Epoch, Lineage};
 
 /// Publishes and tells what came of it.

@@ -156,6 +156,7 @@ impl World {
                 lineage: Lineage(1),
                 epoch: Epoch(1),
                 durability: Durability::Ephemeral,
+                sync_interval_ms: 0,
                 retention_bytes: world.random.within(300, 6_000),
                 retention_age_ns: world.random.chance(40).then(|| world.random.within(5, 200) * MS),
             };

@@ -29,6 +29,8 @@ pub enum FrameKind {
     Index = 1,
     /// Meta of a shard.
     Meta = 2,
+    /// Producers of a shard.
+    Producers = 3,
 }
 
 /// Why a frame was refused.

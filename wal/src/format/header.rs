@@ -131,6 +131,13 @@ pub enum Owner {
     },
     /// The keyring of the node.
     Keyring,
+    /// What a shard remembers of its producers.
+    Producers {
+        /// Stream it was made for.
+        stream: StreamId,
+        /// Shard.
+        shard: ShardId,
+    },
 }
 
 impl Owner {
@@ -142,6 +149,7 @@ impl Owner {
             Owner::Index { .. } => 4,
             Owner::Meta { .. } => 5,
             Owner::Keyring => 6,
+            Owner::Producers { .. } => 7,
         }
     }
 }
@@ -258,7 +266,9 @@ impl FileHeader {
             Owner::Segment { stream, shard, segment } | Owner::Index { stream, shard, segment } => {
                 fields = Fields { stream, shard, lineage: segment.lineage, base_offset: segment.base_offset, ..fields };
             }
-            Owner::Meta { stream, shard } => fields = Fields { stream, shard, ..fields },
+            Owner::Meta { stream, shard } | Owner::Producers { stream, shard } => {
+                fields = Fields { stream, shard, ..fields };
+            }
         }
         let start = out.len();
         out.put(MAGIC);
@@ -331,6 +341,7 @@ impl FileHeader {
             4 => Owner::Index { stream, shard, segment },
             5 => Owner::Meta { stream, shard },
             6 => Owner::Keyring,
+            7 => Owner::Producers { stream, shard },
             _ => return Err(HeaderError::UnknownKind(kind)),
         };
         let header = FileHeader { identity: Identity { cluster, node, region }, session, salt, owner };

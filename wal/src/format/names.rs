@@ -81,6 +81,8 @@ pub enum Name {
     Shard(ShardId),
     /// A shard's meta file.
     ShardMeta(ShardId),
+    /// What a shard remembers of its producers.
+    Producers(ShardId),
     /// A segment.
     Segment(ShardId, SegmentId),
     /// The index of a segment.
@@ -105,6 +107,7 @@ impl fmt::Display for Name {
             Name::Shards => f.write_str(SHARDS_FOLDER),
             Name::Shard(shard) => write!(f, "{SHARDS_FOLDER}/{:016x}", shard.0),
             Name::ShardMeta(shard) => write!(f, "{SHARDS_FOLDER}/{:016x}/meta", shard.0),
+            Name::Producers(shard) => write!(f, "{SHARDS_FOLDER}/{:016x}/producers", shard.0),
             Name::Segment(shard, segment) => write!(f, "{SHARDS_FOLDER}/{:016x}/{segment}.seg", shard.0),
             Name::Index(shard, segment) => write!(f, "{SHARDS_FOLDER}/{:016x}/{segment}.idx", shard.0),
             Name::Quarantine => f.write_str(QUARANTINE_FOLDER),
@@ -173,6 +176,7 @@ impl Name {
                 let shard = ShardId(hex(shard, 16)?);
                 match file.rsplit_once('.') {
                     None if file == "meta" => Some(Name::ShardMeta(shard)),
+                    None if file == "producers" => Some(Name::Producers(shard)),
                     Some((segment, "seg")) => segment_id(segment).map(|segment| Name::Segment(shard, segment)),
                     Some((segment, "idx")) => segment_id(segment).map(|segment| Name::Index(shard, segment)),
                     _ => None,

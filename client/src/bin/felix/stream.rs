@@ -2,7 +2,7 @@
 //!
 //! **Invariants**: a stream is deleted only after a yes: `--yes`, or its name typed at a terminal.
 //!
-//! **Never**: a durable stream asked for and an ephemeral one made.
+//! **Never**: a durable stream asked for and an ephemeral one made; a durable one is what who says nothing gets.
 //!
 //! **See**: `felix_protocol::metadata` for the documents.
 
@@ -14,7 +14,7 @@ use crate::table::{Table, facts};
 use crate::tenant::Written;
 use crate::text::{serialize_time, show_time, show_time_short};
 use crate::units::{parse_duration, parse_size, parse_size_u32, show_duration, show_size};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use felix_client::protocol::metadata::{Durability, ShardStatus, StreamChanges, StreamInfo, StreamSpec};
 use felix_client::protocol::names::{NamespaceName, StreamName, check_label};
 use felix_client::protocol::time::Timestamp;
@@ -35,8 +35,17 @@ enum StreamVerb {
     /// Make a stream, and its tenant and namespace if they are missing
     #[command(after_help = "\
 Examples:
-  felix stream create acme/md/quotes --shards 2 --ephemeral
-  felix stream create acme/md/ticks --ephemeral --retention-bytes 256MiB --retention-age 10m")]
+  felix stream create acme/md/orders --shards 4 --retention-bytes 10GiB
+  felix stream create acme/md/ticks --durability interval --interval-ms 50
+  felix stream create acme/md/accounts --compact --tombstone-grace 7d --encrypt
+  felix stream create acme/md/quotes --shards 2 --ephemeral --retention-age 10m
+
+What may be lost of acknowledged records, by --durability:
+  each      nothing; every batch starts its sync at once
+  group     nothing; batches that wait share a sync (default)
+  interval  at a power failure up to --interval-ms
+  none      at a power failure what the system had not written yet
+  --ephemeral: everything at every restart of the broker")]
     Create(CreateArgs),
     /// List streams
     #[command(
@@ -92,9 +101,24 @@ struct CreateArgs {
     /// Number of shards, 1 to 1024; fixed for the life of the stream
     #[arg(long, value_name = "N", default_value_t = 1)]
     shards: u32,
-    /// Keep records in memory only: a restart of the broker loses them (durable streams are not available yet)
-    #[arg(long)]
+    /// What an ack is worth: the sync it waits for; fixed for the life of the stream
+    #[arg(long, value_name = "KIND", value_enum, default_value = "group")]
+    durability: Stored,
+    /// Keep records in memory only: a restart of the broker loses them
+    #[arg(long, conflicts_with_all = ["durability", "interval_ms", "compact", "tombstone_grace", "encrypt"])]
     ephemeral: bool,
+    /// Longest time between two syncs with --durability interval, 1 to 60000 [default: 100]
+    #[arg(long, value_name = "MS")]
+    interval_ms: Option<u32>,
+    /// Keep only the newest record of each key
+    #[arg(long)]
+    compact: bool,
+    /// With --compact: how long a tombstone stays for slow readers, like 7d [default: 24h]
+    #[arg(long, value_name = "SPAN", value_parser = parse_duration, requires = "compact")]
+    tombstone_grace: Option<Duration>,
+    /// Encrypt records at rest under a key of the tenant
+    #[arg(long)]
+    encrypt: bool,
     /// Bytes kept per shard, like 64MiB; the oldest records go first
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "64MiB")]
     retention_bytes: u64,
@@ -107,6 +131,19 @@ struct CreateArgs {
     /// Refuse if the tenant or namespace is missing
     #[arg(long)]
     no_parents: bool,
+}
+
+/// How a durable stream is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Stored {
+    /// A sync before each ack, started at once
+    Each,
+    /// A sync before each ack, shared by the batches that wait
+    Group,
+    /// A sync every --interval-ms; acks do not wait for it
+    Interval,
+    /// On disk, never synced
+    None,
 }
 
 #[derive(Args, Debug)]
@@ -181,8 +218,13 @@ struct Shown {
     id: u64,
     shards: u32,
     durability: &'static str,
+    interval_ms: Option<u32>,
+    loss_window: String,
     retention_bytes: u64,
     retention_age_ms: Option<u64>,
+    compact: bool,
+    tombstone_grace_ms: Option<u64>,
+    encrypt: bool,
     batch_bytes_max: u32,
     version: u64,
     #[serde(serialize_with = "serialize_time")]
@@ -196,8 +238,13 @@ impl From<&StreamInfo> for Shown {
             id: info.id.0,
             shards: info.spec.shards,
             durability: durability_name(info.spec.durability),
+            interval_ms: (info.spec.durability == Durability::Interval).then_some(info.spec.interval_ms),
+            loss_window: info.spec.loss_window(),
             retention_bytes: info.spec.retention_bytes,
             retention_age_ms: info.spec.retention_age_ms,
+            compact: info.spec.compact,
+            tombstone_grace_ms: info.spec.compact.then_some(info.spec.tombstone_grace_ms),
+            encrypt: info.spec.encrypt,
             batch_bytes_max: info.spec.batch_bytes_max,
             version: info.version,
             created: info.created,
@@ -254,6 +301,11 @@ fn show_age(age_ms: Option<u64>) -> String {
     age_ms.map_or("none".into(), |ms| show_duration(Duration::from_millis(ms)))
 }
 
+fn show_compaction(spec: &StreamSpec) -> String {
+    let grace = || show_duration(Duration::from_millis(spec.tombstone_grace_ms));
+    if spec.compact { format!("newest record of each key, tombstones for {}", grace()) } else { "none".into() }
+}
+
 fn list_table(streams: &[StreamInfo]) -> String {
     let head = ["STREAM", ">SHARDS", "DURABILITY", ">RETENTION", ">AGE", ">BATCH MAX", ">VERSION", "CREATED"];
     let mut table = Table::new(&head);
@@ -279,6 +331,9 @@ fn describe_text(info: &StreamInfo, shards: &[ShardStatus]) -> String {
         ("id", info.id.to_string()),
         ("shards", info.spec.shards.to_string()),
         ("durability", durability_name(info.spec.durability).into()),
+        ("loss window", info.spec.loss_window()),
+        ("compaction", show_compaction(&info.spec)),
+        ("at rest", if info.spec.encrypt { "encrypted under a key of the tenant" } else { "in clear" }.into()),
         (
             "retention",
             format!("{} per shard, age {}", show_size(info.spec.retention_bytes), show_age(info.spec.retention_age_ms)),
@@ -326,22 +381,35 @@ fn stream_done(out: &mut Out, reply: &Reply, verb: &str) -> Result<Exit, Failure
     Ok(Exit::Success)
 }
 
-fn create(globals: &Globals, args: &CreateArgs, out: &mut Out) -> Result<Exit, Failure> {
-    if !args.ephemeral {
-        return Err(Failure::usage(
-            "durable streams are not available in this version; add --ephemeral to keep records in memory only",
-        ));
+fn spec_of(args: &CreateArgs) -> Result<StreamSpec, Failure> {
+    let durability = match args.durability {
+        _ if args.ephemeral => Durability::Ephemeral,
+        Stored::Each => Durability::Each,
+        Stored::Group => Durability::Group,
+        Stored::Interval => Durability::Interval,
+        Stored::None => Durability::None,
+    };
+    if args.interval_ms.is_some() && durability != Durability::Interval {
+        return Err(Failure::usage("--interval-ms needs --durability interval"));
     }
-    let mut spec = StreamSpec {
+    let defaults = StreamSpec::default();
+    Ok(StreamSpec {
         shards: args.shards,
-        durability: Durability::Ephemeral,
+        durability,
         retention_bytes: args.retention_bytes,
         retention_age_ms: args.retention_age.0,
-        ..StreamSpec::default()
-    };
-    if let Some(bytes) = args.batch_bytes_max {
-        spec.batch_bytes_max = bytes;
-    }
+        batch_bytes_max: args.batch_bytes_max.unwrap_or(defaults.batch_bytes_max),
+        interval_ms: args.interval_ms.unwrap_or(defaults.interval_ms),
+        compact: args.compact,
+        tombstone_grace_ms: args
+            .tombstone_grace
+            .map_or(defaults.tombstone_grace_ms, |span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        encrypt: args.encrypt,
+    })
+}
+
+fn create(globals: &Globals, args: &CreateArgs, out: &mut Out) -> Result<Exit, Failure> {
+    let spec = spec_of(args)?;
     let client = connect(globals)?;
     let command = Command::CreateStream { name: args.name.clone(), spec, create_parents: !args.no_parents };
     stream_done(out, &ask(&client, command)?, "created")
@@ -458,8 +526,10 @@ mod tests {
         assert_eq!(
             serde_json::to_string(&Shown::from(&info())).unwrap(),
             concat!(
-                r#"{"name":"acme/md/quotes","id":7,"shards":2,"durability":"ephemeral","retention_bytes":67108864,"#,
-                r#""retention_age_ms":600000,"batch_bytes_max":1024000,"version":3,"#,
+                r#"{"name":"acme/md/quotes","id":7,"shards":2,"durability":"ephemeral","interval_ms":null,"#,
+                r#""loss_window":"in memory: a restart of the broker loses every record","retention_bytes":67108864,"#,
+                r#""retention_age_ms":600000,"compact":false,"tombstone_grace_ms":null,"encrypt":false,"#,
+                r#""batch_bytes_max":1024000,"version":3,"#,
                 r#""created":"2026-01-31T12:00:00.123456789Z"}"#
             )
         );
@@ -481,21 +551,94 @@ acme/md/quotes       2  ephemeral      64 MiB  10m   1000 KiB        3  2026-01-
 ";
         assert_eq!(list_table(&[info()]), expected);
         let expected = "\
-name        acme/md/quotes
-id          7
-shards      2
-durability  ephemeral
-retention   64 MiB per shard, age 10m
-batch max   1000 KiB
-version     3
-created     2026-01-31T12:00:00.123456789Z
-records     50
-retained    2 KiB
+name         acme/md/quotes
+id           7
+shards       2
+durability   ephemeral
+loss window  in memory: a restart of the broker loses every record
+compaction   none
+at rest      in clear
+retention    64 MiB per shard, age 10m
+batch max    1000 KiB
+version      3
+created      2026-01-31T12:00:00.123456789Z
+records      50
+retained     2 KiB
 
 SHARD  ID  CORE  LINEAGE  EPOCH  LOG START  HIGH WATERMARK  RETAINED
     0  10     0        1      2        100             150     2 KiB
 ";
         assert_eq!(describe_text(&info(), &[shard(0)]), expected);
+    }
+
+    /// A command line as clap reads it.
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: CreateArgs,
+    }
+
+    fn asked(options: &[&str]) -> Result<StreamSpec, String> {
+        use clap::Parser;
+        let line = Line::try_parse_from([&["felix", "acme/md/quotes"], options].concat());
+        let line = line.map_err(|error| error.to_string())?;
+        spec_of(&line.args).map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_is_made() {
+        let base = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+        let interval = StreamSpec { durability: Durability::Interval, ..base };
+        for (options, expected) in [
+            (&[][..], base),
+            (&["--ephemeral"], StreamSpec::default()),
+            (&["--durability", "each"], StreamSpec { durability: Durability::Each, ..base }),
+            (&["--durability", "none"], StreamSpec { durability: Durability::None, ..base }),
+            (&["--durability", "interval"], interval),
+            (&["--durability", "interval", "--interval-ms", "50"], StreamSpec { interval_ms: 50, ..interval }),
+            (&["--compact", "--encrypt"], StreamSpec { compact: true, encrypt: true, ..base }),
+            (
+                &["--compact", "--tombstone-grace", "7d"],
+                StreamSpec { compact: true, tombstone_grace_ms: 604_800_000, ..base },
+            ),
+        ] {
+            assert_eq!(asked(options), Ok(expected), "{options:?}");
+        }
+        for (options, hint) in [
+            (&["--ephemeral", "--durability", "group"][..], "cannot be used with"),
+            (&["--ephemeral", "--compact"], "cannot be used with"),
+            (&["--ephemeral", "--encrypt"], "cannot be used with"),
+            (&["--ephemeral", "--interval-ms", "5"], "cannot be used with"),
+            (&["--interval-ms", "5"], "--interval-ms needs --durability interval"),
+            (&["--tombstone-grace", "1d"], "--compact"),
+            (&["--durability", "ephemeral"], "possible values"),
+        ] {
+            let error = asked(options).unwrap_err();
+            assert!(error.contains(hint), "{options:?} does not say {hint:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_loss_window_in_words() {
+        let words = |durability| StreamSpec { durability, ..StreamSpec::default() }.loss_window();
+        assert!(words(Durability::Group).starts_with("none: an ack comes after fdatasync"));
+        assert!(words(Durability::Each).starts_with("none: an ack comes after fdatasync"));
+        let spec = StreamSpec { durability: Durability::Interval, interval_ms: 250, ..StreamSpec::default() };
+        assert_eq!(spec.loss_window(), "synced every 250 ms: up to 250 ms of acked records at a power failure");
+        assert!(words(Durability::None).starts_with("never synced: a power failure loses"));
+        let info = StreamInfo {
+            spec: StreamSpec { durability: Durability::Group, compact: true, encrypt: true, ..StreamSpec::default() },
+            ..info()
+        };
+        let text = describe_text(&info, &[shard(0)]);
+        for line in [
+            "durability   group\n",
+            "loss window  none: an ack comes after fdatasync, which waiting batches share\n",
+            "compaction   newest record of each key, tombstones for 1d\n",
+            "at rest      encrypted under a key of the tenant\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in:\n{text}");
+        }
     }
 
     #[test]

@@ -14,6 +14,13 @@ fn put32(bytes: &mut [u8], at: usize, value: u32) {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
+/// Sets the one byte of a setting to 2.
+fn flip_flag(bytes: &mut [u8], kind: u16) {
+    let pattern = [kind as u8, (kind >> 8) as u8, 1, 0, 1];
+    let at = bytes.windows(5).position(|it| it == pattern).expect("the setting stands there");
+    bytes[at + 4] = 2;
+}
+
 fn fix_length(frame: &mut [u8]) {
     let length = frame.len() as u32;
     put32(frame, 0, length);
@@ -132,6 +139,8 @@ const FRAMES: &[(&str, &str, Damage, DecodeError)] = &[
     ("admin-durability-5", "admin-create-stream", |b| b[63] = 5, DecodeError::BadArgument("durability")),
     ("admin-unknown-setting", "admin-create-stream", |b| b[51] = 99, DecodeError::UnknownMandatoryTlv(0x8063)),
     ("admin-setting-of-3-bytes", "admin-create-stream", |b| b[53] = 3, DecodeError::BadField("setting")),
+    ("admin-compact-2", "admin-create-stream-compact", |b| flip_flag(b, 0x8008), DecodeError::BadField("setting")),
+    ("admin-encrypt-2", "admin-create-stream-compact", |b| flip_flag(b, 0x800a), DecodeError::BadField("setting")),
     ("admin-reply-kind-9", "admin-reply-done", |b| b[16] = 9, DecodeError::BadField("reply kind")),
     (
         "admin-reply-page-over-limit",

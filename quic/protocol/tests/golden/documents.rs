@@ -41,8 +41,31 @@ fn commands() -> Vec<(&'static str, Command)> {
                     retention_bytes: 1 << 40,
                     retention_age_ms: Some(86_400_000),
                     batch_bytes_max: 65_536,
+                    ..StreamSpec::default()
                 },
                 create_parents: false,
+            },
+        ),
+        (
+            "create-stream-interval",
+            Command::CreateStream {
+                name: name(),
+                spec: StreamSpec { durability: Durability::Interval, interval_ms: 250, ..StreamSpec::default() },
+                create_parents: true,
+            },
+        ),
+        (
+            "create-stream-compact",
+            Command::CreateStream {
+                name: name(),
+                spec: StreamSpec {
+                    durability: Durability::Group,
+                    compact: true,
+                    tombstone_grace_ms: 3_600_000,
+                    encrypt: true,
+                    ..StreamSpec::default()
+                },
+                create_parents: true,
             },
         ),
         (

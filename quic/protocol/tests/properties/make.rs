@@ -236,13 +236,22 @@ fn limits() -> impl Strategy<Value = TenantLimits> {
 }
 
 fn spec() -> impl Strategy<Value = StreamSpec> {
-    (1..=SHARDS_MAX, durability(), any::<(u64, Option<u64>, u32)>()).prop_map(
-        |(shards, durability, (retention_bytes, retention_age_ms, batch_bytes_max))| StreamSpec {
+    (1..=SHARDS_MAX, durability(), any::<(u64, Option<u64>, u32)>(), any::<(u32, bool, u64, bool)>()).prop_map(
+        |(
+            shards,
+            durability,
+            (retention_bytes, retention_age_ms, batch_bytes_max),
+            (interval_ms, compact, tombstone_grace_ms, encrypt),
+        )| StreamSpec {
             shards,
             durability,
             retention_bytes,
             retention_age_ms,
             batch_bytes_max,
+            interval_ms,
+            compact,
+            tombstone_grace_ms,
+            encrypt,
         },
     )
 }

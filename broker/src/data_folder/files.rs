@@ -4,7 +4,7 @@
 //!
 //! **Never**: a key that others may read, not even for a moment.
 //!
-//! **See**: `node.rs` and `pki.rs`.
+//! **See**: `data_folder.rs` and `dev/pki.rs`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     /// Everybody.
     Public,
     /// The owner.
@@ -44,17 +44,17 @@ impl std::error::Error for FileError {
 }
 
 /// Makes a closure that dresses an `io::Error`.
-pub(super) fn at<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> FileError + 'a {
+pub(crate) fn at<'a>(step: &'static str, path: &'a Path) -> impl Fn(io::Error) -> FileError + 'a {
     move |source| FileError { step, path: path.to_path_buf(), source }
 }
 
 /// Makes a folder that only its owner may enter, and those above it.
-pub(super) fn make_dir(path: &Path) -> Result<(), FileError> {
+pub(crate) fn make_dir(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at("make the folder", path))
 }
 
 /// Writes a file: into a neighbour, synced, renamed over `path`, folder synced.
-pub(super) fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), FileError> {
+pub(crate) fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), FileError> {
     let neighbour = path.with_extension(format!("tmp{}", std::process::id()));
     let mode = match mode {
         Mode::Public => 0o644,
@@ -72,13 +72,8 @@ pub(super) fn write(path: &Path, content: &[u8], mode: Mode) -> Result<(), FileE
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(at("sync the folder", folder))
 }
 
-/// Writes a number as text, durably: it is on disk when this returns.
-pub fn write_number(path: &Path, number: u64) -> Result<(), FileError> {
-    write(path, format!("{number}\n").as_bytes(), Mode::Public)
-}
-
 /// Reads a file; `None` if it does not exist.
-pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
     match fs::read(path) {
         Ok(content) => Ok(Some(content)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -87,7 +82,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 

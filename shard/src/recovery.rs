@@ -1,0 +1,485 @@
+//! **What**: what a start does before any core runs: everything that the WALs of earlier starts hold goes into the segments
+//! of its shards, and the WALs go.
+//!
+//! ```text
+//! scan all WALs -> judge -> replay: entry -> its shard's chunks -> segments, meta -> every WAL retired
+//! ```
+//!
+//! **Invariants**: a WAL is retired only when everything that counts in it is durable in segments and metas. A crash in
+//! between is a start again: what is in segments is told by the metas. Memory is bounded by `HELD_BYTES_MAX`.
+//!
+//! **Never**: a WAL that is damaged retired or served by halves without somebody's decision: the start is refused, and says
+//! which shards and what to do.
+//!
+//! **See**: `felix_wal::recover`, `felix_wal::retire`; `store/leaving.rs`, whose unfinished work ends here.
+
+use crate::store::leaving::order_of_leaving;
+use felix_protocol::ids::ShardId;
+use felix_protocol::position::Offset;
+use felix_protocol::time::Timestamp;
+use felix_wal::chunk_builder::{BuildError, ChunkBuilder};
+use felix_wal::disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, DiskRequest, FilePath};
+use felix_wal::format::entry::{Append, Entry, EntryBody, WalPosition};
+use felix_wal::format::names::{Name, WalId};
+use felix_wal::judge::{Damage, WalReport};
+use felix_wal::log::{Ended, JobError, LogEvent, LogSettings, Maker, MetaChange, ShardLog};
+use felix_wal::log_open::{OpenError, Opening};
+use felix_wal::queue::{DiskQueue, Slot};
+use felix_wal::recover::{Progress, RecoverError, Recovery};
+use felix_wal::retire::Retire;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Bytes of chunks held for all shards before the largest are flushed.
+const HELD_BYTES_MAX: usize = 128 << 20;
+/// Bytes read at a time.
+const PIECE_BYTES: usize = 1 << 20;
+const WAL_SLOT: u32 = u32::MAX - 1;
+const RETIRE_SLOT: u32 = u32::MAX - 2;
+
+/// What to do with a WAL that lost data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDamage {
+    /// Refuse the start.
+    #[default]
+    Refuse,
+    /// Keep what is whole, up to the first hole of each shard; the WAL goes to quarantine.
+    AcceptLoss,
+}
+
+/// What a start found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// WALs that were there.
+    pub wals: usize,
+    /// Batches put into segments.
+    pub batches: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Shards that they belong to.
+    pub shards: usize,
+    /// Shards whose deletion was finished.
+    pub deleted: Vec<ShardId>,
+    /// Damaged WALs that were kept in quarantine, with what was lost, as text.
+    pub accepted: Vec<String>,
+    /// Entries of shards that have no files here.
+    pub orphans: BTreeMap<ShardId, u64>,
+}
+
+/// Why a start is refused. Nothing that counts was changed.
+#[derive(Debug)]
+pub enum RecoveryError {
+    /// The WALs cannot be read.
+    Recover(RecoverError),
+    /// Durable data is missing.
+    Damaged {
+        /// Which WAL.
+        wal: WalId,
+        /// What is missing, as text.
+        what: Vec<String>,
+    },
+    /// A shard's log does not open.
+    Open {
+        /// Which.
+        shard: ShardId,
+        /// Why.
+        error: OpenError,
+    },
+    /// The WAL does not continue the segments.
+    Hole {
+        /// Which shard.
+        shard: ShardId,
+        /// End of the segments.
+        expected: Offset,
+        /// First offset in the WAL.
+        found: Offset,
+    },
+    /// An entry that this build never writes.
+    Unexpected {
+        /// Which shard.
+        shard: ShardId,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A batch in the WAL is not what it says.
+    Batch {
+        /// Which shard.
+        shard: ShardId,
+        /// Why.
+        error: BuildError,
+    },
+    /// The log did not take the batches.
+    Job {
+        /// Which shard.
+        shard: ShardId,
+        /// Why.
+        error: JobError,
+    },
+    /// Writing the segments failed.
+    Write {
+        /// Which shard.
+        shard: ShardId,
+        /// How.
+        ended: Ended,
+    },
+    /// The disk failed.
+    Disk {
+        /// Where.
+        path: FilePath,
+        /// How.
+        error: DiskError,
+    },
+}
+
+impl fmt::Display for RecoveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecoveryError::Recover(error) => write!(f, "the write-ahead log cannot be read: {error}"),
+            RecoveryError::Damaged { wal, what } => write!(
+                f,
+                "the write-ahead log {wal} lost acknowledged data: {}; restore the data folder, or start once with \
+                 --accept-wal-loss to go on without it (the log is kept in quarantine)",
+                what.join("; ")
+            ),
+            RecoveryError::Open { shard, error } => write!(
+                f,
+                "shard {shard} does not open, and the write-ahead log holds data for it: {error}; run `felix-broker check`"
+            ),
+            RecoveryError::Hole { shard, expected, found } => write!(
+                f,
+                "shard {shard} ends at offset {expected}, its write-ahead log begins at {found}: acknowledged data is \
+                 missing; run `felix-broker check`"
+            ),
+            RecoveryError::Unexpected { shard, what } => write!(
+                f,
+                "the write-ahead log holds an entry ({what}) of shard {shard} that this version never writes; start the \
+                 version that wrote it"
+            ),
+            RecoveryError::Batch { shard, error } => {
+                write!(f, "shard {shard}, a batch in the write-ahead log: {error}")
+            }
+            RecoveryError::Job { shard, error } => write!(f, "shard {shard}: {error}; run `felix-broker check`"),
+            RecoveryError::Write { shard, ended: Ended::Full(_) } => {
+                write!(f, "the disk is full: recovery could not write the segments of shard {shard}; free some space")
+            }
+            RecoveryError::Write { shard, ended } => write!(f, "the segments of shard {shard}: {ended:?}"),
+            RecoveryError::Disk { path, error } => write!(f, "{path}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for RecoveryError {}
+
+/// A shard that has entries.
+struct Replayed {
+    log: ShardLog,
+    builder: ChunkBuilder,
+    /// The last entry in the builder or before it.
+    last: WalPosition,
+    /// What came behind a hole counts no more.
+    is_cut: bool,
+}
+
+struct Work<'a> {
+    disk: &'a mut dyn Disk,
+    queue: DiskQueue,
+    maker: Maker,
+    settings: LogSettings,
+    now: Timestamp,
+    on_damage: OnDamage,
+    next_slot: u32,
+    shards: BTreeMap<ShardId, Replayed>,
+    deleted: BTreeSet<ShardId>,
+    report: RecoveryReport,
+}
+
+/// Brings a data folder to the state in which only segments count. Nothing else may use the disk meanwhile.
+pub fn recover(
+    disk: &mut dyn Disk,
+    maker: Maker,
+    settings: LogSettings,
+    now: Timestamp,
+    on_damage: OnDamage,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<RecoveryReport, RecoveryError> {
+    let mut work = Work {
+        disk,
+        queue: DiskQueue::new(),
+        maker,
+        settings,
+        now,
+        on_damage,
+        next_slot: 0,
+        shards: BTreeMap::new(),
+        deleted: BTreeSet::new(),
+        report: RecoveryReport::default(),
+    };
+    work.run(progress)
+}
+
+fn describe_damage(damage: &Damage) -> String {
+    let mut shards: Vec<String> = damage.suspects.shards.iter().map(|shard| format!("shard {shard}")).collect();
+    if damage.suspects.more {
+        shards.push("possibly other shards of its core".to_string());
+    }
+    let shards = shards.join(", ");
+    let entries = match (damage.first_lsn, damage.next_lsn) {
+        (Some(first), Some(next)) => format!(", entries {first}..{next}"),
+        _ => String::new(),
+    };
+    format!("groups {}..={}{entries}, of {shards}", damage.from.0, damage.to.0)
+}
+
+fn describe(report: &WalReport) -> Vec<String> {
+    let mut what: Vec<String> = report.damage.iter().map(describe_damage).collect();
+    if report.unreadable {
+        what.push("none of its files has a readable header".to_string());
+    }
+    what
+}
+
+impl Work<'_> {
+    fn run(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<RecoveryReport, RecoveryError> {
+        let mut recovery = Recovery::new(self.maker.identity, WAL_SLOT, PIECE_BYTES);
+        let mut requests: Vec<DiskRequest> = Vec::new();
+        let mut judged = false;
+        while !recovery.is_done() {
+            recovery.plan(&mut requests);
+            requests.drain(..).for_each(|request| self.disk.submit(request));
+            if !judged && let Some(report) = recovery.report() {
+                judged = true;
+                for wal in report.wals.iter().filter(|wal| wal.is_damaged()) {
+                    let what = describe(wal);
+                    if self.on_damage == OnDamage::Refuse {
+                        return Err(RecoveryError::Damaged { wal: wal.wal, what });
+                    }
+                    self.report.accepted.push(format!("{}: {}", wal.wal, what.join("; ")));
+                }
+            }
+            if let Some(group) = recovery.group() {
+                // The recovery has nothing under way while it offers a group, so the disk is free for the segments.
+                for (position, entry) in group.entries() {
+                    self.replay(position, &entry)?;
+                }
+            } else if let Some(done) = self.disk.wait() {
+                recovery.on_done(done);
+                progress(recovery.progress());
+            }
+        }
+        if let Some(error) = recovery.error() {
+            return Err(RecoveryError::Recover(error.clone()));
+        }
+        let found = recovery.report().cloned().unwrap_or_default();
+        let ids: Vec<ShardId> = self.shards.keys().copied().collect();
+        for id in ids {
+            self.flush(id)?;
+            self.close(id)?;
+        }
+        for id in self.deleted.clone() {
+            self.remove(id)?;
+        }
+        for (wal, numbers) in &found.retired {
+            self.retire(Retire::rest(*wal, numbers, RETIRE_SLOT))?;
+        }
+        for wal in &found.wals {
+            // Entries of shards that have no files here are kept too: somebody may have taken the files by mistake.
+            let whole = self.report.orphans.is_empty().then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
+            let retire = whole.unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));
+            self.retire(retire)?;
+        }
+        self.report.wals = found.wals.len();
+        self.report.shards = self.shards.len();
+        Ok(std::mem::take(&mut self.report))
+    }
+
+    fn next(&mut self) -> DiskDone {
+        self.queue.drain().for_each(|request| self.disk.submit(request));
+        self.disk.wait().expect("a request is under way")
+    }
+
+    fn replay(&mut self, position: WalPosition, entry: &Entry<'_>) -> Result<(), RecoveryError> {
+        let id = entry.shard;
+        let unexpected = |what| Err(RecoveryError::Unexpected { shard: id, what });
+        match &entry.body {
+            EntryBody::Append(append) => self.append(id, position, append),
+            EntryBody::Delete { .. } => {
+                self.deleted.insert(id);
+                self.shards.remove(&id);
+                self.report.orphans.remove(&id);
+                Ok(())
+            }
+            EntryBody::Truncate { .. } => unexpected("a truncation"),
+            EntryBody::Promise { .. } => unexpected("a promise"),
+            EntryBody::EpochStart { .. } => unexpected("an epoch start"),
+            EntryBody::Create { .. } => unexpected("a creation"),
+            EntryBody::FlushedTo { .. } | EntryBody::Rehome { .. } | EntryBody::Seal { .. } => Ok(()),
+        }
+    }
+
+    fn append(&mut self, id: ShardId, position: WalPosition, append: &Append<'_>) -> Result<(), RecoveryError> {
+        if self.deleted.contains(&id) {
+            return Ok(());
+        }
+        if !self.shards.contains_key(&id) {
+            match self.open(id) {
+                Ok(log) => {
+                    let mut builder = ChunkBuilder::new();
+                    builder.begin(log.cursor());
+                    let last = log.meta().included;
+                    self.shards.insert(id, Replayed { log, builder, last, is_cut: false });
+                }
+                // Nobody can have been acknowledged before the meta was there, so this is a shard whose deletion a crash
+                // kept from being told, or whose folder somebody took. It is reported.
+                Err(OpenError::NoMeta { segments: 0 }) => {
+                    *self.report.orphans.entry(id).or_default() += 1;
+                    return Ok(());
+                }
+                Err(error) => return Err(RecoveryError::Open { shard: id, error }),
+            }
+        }
+        let shard = self.shards.get_mut(&id).expect("it was opened");
+        if shard.is_cut || is_included(position, shard.log.meta().included) || append.lineage != shard.log.lineage() {
+            return Ok(());
+        }
+        let next = shard.builder.cursor().map_or(shard.log.flushed_to(), |cursor| cursor.next);
+        if append.base_offset < next {
+            return Ok(());
+        }
+        if append.base_offset > next {
+            if self.on_damage == OnDamage::AcceptLoss {
+                shard.is_cut = true;
+                self.report.accepted.push(format!("shard {id}: offsets from {next} on"));
+                return Ok(());
+            }
+            return Err(RecoveryError::Hole { shard: id, expected: next, found: append.base_offset });
+        }
+        let sealed = append.sealed_by.is_some();
+        match shard.builder.push(append.batch, sealed) {
+            Ok(()) => {}
+            Err(BuildError::Full) => {
+                self.flush(id)?;
+                let shard = self.shards.get_mut(&id).expect("it was opened");
+                shard.builder.push(append.batch, sealed).map_err(|error| RecoveryError::Batch { shard: id, error })?;
+            }
+            Err(error) => return Err(RecoveryError::Batch { shard: id, error }),
+        }
+        self.shards.get_mut(&id).expect("it was opened").last = position;
+        self.report.batches += 1;
+        self.report.bytes += append.batch.len() as u64;
+        self.bound()
+    }
+
+    /// Flushes the largest when all together hold too much.
+    fn bound(&mut self) -> Result<(), RecoveryError> {
+        // A sum per batch is too much with very many shards; every 64th will do, since a batch is at most 2 MiB.
+        if !self.report.batches.is_multiple_of(64) {
+            return Ok(());
+        }
+        let held: usize = self.shards.values().map(|it| it.builder.bytes()).sum();
+        if held > HELD_BYTES_MAX
+            && let Some(id) = self.shards.iter().max_by_key(|(_, it)| it.builder.bytes()).map(|(id, _)| *id)
+        {
+            self.flush(id)?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, id: ShardId) -> Result<ShardLog, OpenError> {
+        self.next_slot += 1;
+        let slot = Slot(self.next_slot);
+        let mut opening = Opening::open(slot, self.maker, id, self.now, Offset(0), &mut self.queue);
+        loop {
+            let done = self.next();
+            if let Some(opened) = opening.handle(done, &mut self.queue) {
+                return opened.map(|(log, _)| log);
+            }
+        }
+    }
+
+    fn finish(&mut self, id: ShardId) -> Result<LogEvent, RecoveryError> {
+        loop {
+            let done = self.next();
+            let shard = self.shards.get_mut(&id).expect("its job runs");
+            if let Some(event) = shard.log.handle(done, &mut self.queue) {
+                return match event.ended {
+                    Ended::Done => Ok(event),
+                    ended => Err(RecoveryError::Write { shard: id, ended }),
+                };
+            }
+        }
+    }
+
+    fn flush(&mut self, id: ShardId) -> Result<(), RecoveryError> {
+        let Some(shard) = self.shards.get_mut(&id) else { return Ok(()) };
+        let job = |error| RecoveryError::Job { shard: id, error };
+        if !shard.builder.is_empty() {
+            if shard.log.clean(self.now, &mut self.queue).map_err(job)? {
+                self.finish(id)?;
+            }
+            let shard = self.shards.get_mut(&id).expect("just seen");
+            let change = MetaChange::included(shard.last);
+            shard.log.flush(&mut shard.builder, &change, &self.settings, &mut self.queue).map_err(job)?;
+            let event = self.finish(id)?;
+            let shard = self.shards.get_mut(&id).expect("just seen");
+            event.buffer.into_iter().for_each(|buffer| shard.builder.reuse(buffer));
+        }
+        let shard = self.shards.get_mut(&id).expect("just seen");
+        shard.builder.begin(shard.log.cursor());
+        Ok(())
+    }
+
+    fn close(&mut self, id: ShardId) -> Result<(), RecoveryError> {
+        let Some(shard) = self.shards.get_mut(&id) else { return Ok(()) };
+        if shard.log.close_file(&mut self.queue).map_err(|error| RecoveryError::Job { shard: id, error })? {
+            self.finish(id)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what `leaving.rs` began.
+    fn remove(&mut self, id: ShardId) -> Result<(), RecoveryError> {
+        let folder = Name::Shard(id).path();
+        let failed = |path: &FilePath| {
+            let path = path.clone();
+            move |error| RecoveryError::Disk { path, error }
+        };
+        let listed = self.disk.call(DiskOp::List { path: folder.clone() }).map_err(failed(&folder))?;
+        let DiskOk::Listed(list) = listed else { return Ok(()) };
+        if list.is_empty() {
+            return match self.disk.call(DiskOp::Remove { path: folder.clone() }) {
+                Ok(_) | Err(DiskError::NotFound) => Ok(()),
+                Err(error) => Err(RecoveryError::Disk { path: folder, error }),
+            };
+        }
+        for from in order_of_leaving(id, list.into_iter().map(|it| it.name)) {
+            let to = Name::quarantined(self.now, &from).path();
+            self.disk.call(DiskOp::Rename { from: from.clone(), to }).map_err(failed(&from))?;
+        }
+        self.disk.call(DiskOp::Remove { path: folder.clone() }).map_err(failed(&folder))?;
+        self.report.deleted.push(id);
+        Ok(())
+    }
+
+    fn retire(&mut self, mut retire: Retire) -> Result<(), RecoveryError> {
+        let mut requests = Vec::new();
+        while !retire.is_done() {
+            retire.plan(&mut requests);
+            requests.drain(..).for_each(|request| self.disk.submit(request));
+            if let Some((path, error)) = retire.failed() {
+                return Err(RecoveryError::Disk { path: path.clone(), error });
+            }
+            if let Some(done) = self.disk.wait() {
+                retire.on_done(done);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The meta includes this entry: it is of the same WAL and not behind, or of an earlier start of the node.
+fn is_included(position: WalPosition, included: WalPosition) -> bool {
+    if position.wal == included.wal {
+        return position.lsn <= included.lsn;
+    }
+    position.wal.session < included.wal.session
+}

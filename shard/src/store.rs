@@ -1,0 +1,396 @@
+//! **What**: the storage of one core's durable shards: its WAL, the queue of disk requests, who waits for which sync, the
+//! readers of history, the shards on their way in and out.
+//!
+//! ```text
+//! append -> WAL entry, pending ack -> [write, sync] -> on_durable: high watermark, commits, acks
+//!        -> write-behind (flush.rs): segment, meta -> WAL file free     history (history.rs): segments -> batches
+//! ```
+//!
+//! **Invariants**: an ack of `each` and `group` is made only when the WAL says that its entry is durable. `pending` is in
+//! the order of entries. What is in memory and not in segments stays in memory, within `unflushed_bytes_max`. A slot names
+//! one planner for as long as something of it is under way.
+//!
+//! **Never**: an ack after a failed write or sync of this core's WAL. A clock, a file.
+//!
+//! **See**: `durable.rs`, which drives it; `felix_wal`'s DESIGN.md for the order of things on disk.
+
+pub(crate) mod flush;
+pub(crate) mod history;
+pub(crate) mod leaving;
+pub(crate) mod opening;
+pub(crate) mod part;
+pub(crate) mod slots;
+
+use crate::batch_pool::SharedBatch;
+use crate::effect::Effect;
+use crate::event::{ChannelKey, ShardConfig};
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::ids::{CoreId, Sequence, ShardId};
+use felix_protocol::metadata::Durability;
+use felix_protocol::position::{Offset, OffsetRange};
+use felix_protocol::time::{Now, Time};
+use felix_wal::chunk_builder::ChunkBuilder;
+use felix_wal::core_wal::{AppendError, CoreWal, CoreWalSettings, Poison};
+use felix_wal::format::entry::{Append, Entry, EntryBody, Lsn};
+use felix_wal::format::names::WalId;
+use felix_wal::group_commit::Commit;
+use felix_wal::log::{LogSettings, Maker};
+use felix_wal::quarantine::QuarantineSweep;
+use felix_wal::queue::{DiskQueue, Slot};
+use felix_wal::read::ReadSettings;
+use history::History;
+use leaving::Leaving;
+use opening::OpeningShard;
+use part::DiskPart;
+use slots::{Slots, Use};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bounds and sizes of a core's storage.
+#[derive(Clone, Debug)]
+pub struct StoreSettings {
+    /// The WAL's.
+    pub wal: CoreWalSettings,
+    /// Sizes of segments; a shard with a small retention has smaller ones.
+    pub log: LogSettings,
+    /// Unflushed bytes of a shard beyond which it is flushed.
+    pub flush_bytes: usize,
+    /// Unflushed bytes of all shards beyond which appends are refused for now.
+    pub unflushed_bytes_max: usize,
+    /// Flushes under way at once.
+    pub flushes_max: usize,
+    /// Bytes of the newest batches that a shard keeps in memory after they are in segments.
+    pub tail_bytes: usize,
+    /// Readers of history at once; who comes later waits for one of them.
+    pub readers_max: usize,
+    /// Read-ahead of one reader.
+    pub read: ReadSettings,
+    /// A reader that nobody used for so long is closed.
+    pub reader_idle_ns: u64,
+    /// After a full disk: when a flush is tried again.
+    pub full_retry_ns: u64,
+    /// Time between two looks at what is too old.
+    pub retention_interval_ns: u64,
+    /// How long files stay in quarantine.
+    pub quarantine_grace_ns: u64,
+    /// This core removes what was in quarantine long enough: one of a node's.
+    pub sweeps: bool,
+}
+
+impl Default for StoreSettings {
+    fn default() -> StoreSettings {
+        StoreSettings {
+            wal: CoreWalSettings::default(),
+            log: LogSettings::default(),
+            flush_bytes: 4 << 20,
+            unflushed_bytes_max: 512 << 20,
+            flushes_max: 2,
+            tail_bytes: 1 << 20,
+            readers_max: 32,
+            read: ReadSettings::default(),
+            reader_idle_ns: 5_000_000_000,
+            full_retry_ns: 1_000_000_000,
+            retention_interval_ns: 1_000_000_000,
+            quarantine_grace_ns: 600_000_000_000,
+            sweeps: true,
+        }
+    }
+}
+
+impl StoreSettings {
+    /// Small files and budgets for tests: everything that takes long in life happens often.
+    pub fn small() -> StoreSettings {
+        StoreSettings {
+            wal: CoreWalSettings::small(),
+            log: LogSettings { segment_bytes: 32 << 10, extent_bytes_first: 8 << 10, extent_bytes_max: 16 << 10 },
+            flush_bytes: 4 << 10,
+            unflushed_bytes_max: 1 << 20,
+            tail_bytes: 2 << 10,
+            readers_max: 3,
+            read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
+            reader_idle_ns: 50_000_000,
+            full_retry_ns: 10_000_000,
+            retention_interval_ns: 20_000_000,
+            quarantine_grace_ns: 1_000_000_000,
+            ..StoreSettings::default()
+        }
+    }
+}
+
+/// What a store counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounters {
+    /// Entries of batches given to the WAL.
+    pub entries: u64,
+    /// Flushes that ended well.
+    pub flushes: u64,
+    /// Bytes of batches flushed.
+    pub flushed_bytes: u64,
+    /// Batches read from segments for subscribers.
+    pub history_batches: u64,
+    /// Bytes of those.
+    pub history_bytes: u64,
+    /// Batches refused because the WAL or the memory for it had no room for the moment.
+    pub refused_busy: u64,
+    /// Batches refused because the disk is full.
+    pub refused_full: u64,
+    /// Batches refused because storage failed.
+    pub refused_failed: u64,
+    /// Segments that retention took.
+    pub retained_segments: u64,
+    /// Files removed from quarantine.
+    pub swept_files: u64,
+}
+
+/// Something that people must know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// The WAL of this core takes nothing any more.
+    WalPoisoned(Poison),
+    /// A shard takes nothing any more; what is readable stays so.
+    ShardFailed {
+        /// Which.
+        shard: ShardId,
+        /// Why.
+        why: String,
+    },
+    /// Offsets of a shard are damaged; it is read-only, and they are told as a gap.
+    ShardDamaged {
+        /// Which.
+        shard: ShardId,
+        /// Which offsets.
+        range: OffsetRange,
+        /// What was found.
+        why: String,
+    },
+    /// The disk is full: publishers are refused until there is room.
+    DiskFull,
+    /// There is room again.
+    DiskFreed,
+    /// Something harmless that an operator may want to look at.
+    Note {
+        /// Which shard.
+        shard: ShardId,
+        /// What.
+        what: String,
+    },
+}
+
+/// Alarms kept until somebody takes them; beyond it the oldest go, since the newest say what is now.
+const ALARMS_MAX: usize = 256;
+
+/// An ack that waits for its entry to be durable.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub(crate) lsn: Lsn,
+    pub(crate) shard: ShardId,
+    /// The shard's log is durable up to here once the entry is.
+    pub(crate) to: Offset,
+    pub(crate) ack: Option<PendingAck>,
+}
+
+/// Whom to tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PendingAck {
+    pub(crate) channel: ChannelKey,
+    pub(crate) base_sequence: Sequence,
+    pub(crate) record_count: u32,
+    pub(crate) base_offset: Offset,
+}
+
+impl PendingAck {
+    pub(crate) fn refused(&self, code: ErrorCode) -> Effect {
+        let PendingAck { channel, base_sequence, record_count, .. } = *self;
+        Effect::Refuse { channel, base_sequence, record_count, code }
+    }
+}
+
+/// The storage of one core's durable shards.
+#[derive(Debug)]
+pub struct Store {
+    pub(crate) settings: StoreSettings,
+    pub(crate) maker: Maker,
+    pub(crate) wal: CoreWal,
+    pub(crate) queue: DiskQueue,
+    pub(crate) slots: Slots,
+    pub(crate) builder: ChunkBuilder,
+    pub(crate) pending: VecDeque<Pending>,
+    pub(crate) unflushed_bytes: usize,
+    /// Flushes and other jobs of logs under way.
+    pub(crate) flushing: usize,
+    /// Shards over `flush_bytes`, each once.
+    pub(crate) flush_wanted: VecDeque<ShardId>,
+    /// No flush before this: the disk was full.
+    pub(crate) flush_after: Time,
+    pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    pub(crate) leaving: BTreeMap<ShardId, Leaving>,
+    pub(crate) history: History,
+    /// Shards whose retention is to be looked at, each once.
+    pub(crate) retain_wanted: VecDeque<ShardId>,
+    pub(crate) next_retention: Time,
+    pub(crate) sweep: Option<(Slot, QuarantineSweep)>,
+    pub(crate) next_sweep: Time,
+    /// Free space is short: quarantine is emptied at once.
+    pub(crate) space_is_short: bool,
+    /// Some durable shard came: the WAL is needed.
+    pub(crate) started: bool,
+    pub(crate) closing: bool,
+    poison_told: bool,
+    full_told: bool,
+    alarms: VecDeque<Alarm>,
+    /// What it counted.
+    pub counters: StoreCounters,
+}
+
+/// When an entry of a shard must be durable.
+pub(crate) fn commit_of(config: &ShardConfig) -> Commit {
+    match config.durability {
+        Durability::Each => Commit::Each,
+        Durability::Interval => Commit::Interval { ms: config.sync_interval_ms.max(1) },
+        Durability::None => Commit::None,
+        Durability::Group | Durability::Ephemeral => Commit::Group,
+    }
+}
+
+impl Store {
+    /// The storage of a core in this start of the node. `salt` is random.
+    pub fn new(settings: StoreSettings, maker: Maker, core: CoreId, salt: u128) -> Store {
+        let mut slots = Slots::default();
+        let slot = slots.take(Use::Wal);
+        let id = WalId { session: maker.session, core };
+        Store {
+            wal: CoreWal::new(settings.wal.clone(), maker.identity, id, salt, slot.0),
+            settings,
+            maker,
+            queue: DiskQueue::new(),
+            slots,
+            builder: ChunkBuilder::new(),
+            pending: VecDeque::new(),
+            unflushed_bytes: 0,
+            flushing: 0,
+            flush_wanted: VecDeque::new(),
+            flush_after: Time(0),
+            opening: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            history: History::default(),
+            retain_wanted: VecDeque::new(),
+            next_retention: Time(0),
+            sweep: None,
+            next_sweep: Time(0),
+            space_is_short: false,
+            started: false,
+            closing: false,
+            poison_told: false,
+            full_told: false,
+            alarms: VecDeque::new(),
+            counters: StoreCounters::default(),
+        }
+    }
+
+    /// Shards that are not open yet.
+    pub fn opening_count(&self) -> usize {
+        self.opening.values().filter(|it| !it.is_settled()).count()
+    }
+
+    /// Bytes that are in memory and not in segments yet.
+    pub fn unflushed_bytes(&self) -> usize {
+        self.unflushed_bytes
+    }
+
+    /// The WAL.
+    pub fn wal(&self) -> &CoreWal {
+        &self.wal
+    }
+
+    /// Takes the oldest alarm.
+    pub fn take_alarm(&mut self) -> Option<Alarm> {
+        self.alarms.pop_front()
+    }
+
+    /// Free space is short, or is not any more: old files leave quarantine at once.
+    pub fn set_space_is_short(&mut self, short: bool) {
+        if short && !self.space_is_short {
+            self.next_sweep = Time(0);
+        }
+        self.space_is_short = short;
+    }
+
+    /// Intake should pause: what is gathered for the disk is half of what may be.
+    pub fn is_busy(&self) -> bool {
+        self.started
+            && (self.wal.gathered_bytes() * 2 > self.settings.wal.gather_bytes_max
+                || self.unflushed_bytes * 8 > self.settings.unflushed_bytes_max * 7)
+    }
+
+    pub(crate) fn alarm(&mut self, alarm: Alarm) {
+        if self.alarms.len() == ALARMS_MAX {
+            self.alarms.pop_front();
+        }
+        self.alarms.push_back(alarm);
+    }
+
+    /// Gives a stamped batch to the WAL. On success its bytes stay in memory until they are in segments.
+    pub(crate) fn append(&mut self, now: Now, part: &mut DiskPart, batch: &SharedBatch) -> Result<Lsn, ErrorCode> {
+        let bytes = batch.bytes().len();
+        if self.unflushed_bytes + bytes > self.settings.unflushed_bytes_max {
+            self.counters.refused_busy += 1;
+            return Err(ErrorCode::Overloaded);
+        }
+        let header = batch.header();
+        let body = EntryBody::Append(Append {
+            stream: header.stream,
+            lineage: header.lineage,
+            offset_count: header.offset_count,
+            epoch: header.epoch,
+            base_offset: header.base_offset,
+            sealed_by: None,
+            batch: batch.bytes(),
+        });
+        let lsn = self.wal.append(now.time, &Entry::new(header.shard, body), part.commit).map_err(|error| {
+            let (count, code) = match error {
+                AppendError::Busy | AppendError::RingFull => (&mut self.counters.refused_busy, ErrorCode::Overloaded),
+                AppendError::DiskFull => (&mut self.counters.refused_full, ErrorCode::DiskFull),
+                AppendError::TooLarge { .. } => (&mut self.counters.refused_failed, ErrorCode::InvalidBatch),
+                AppendError::Poisoned(_) => (&mut self.counters.refused_failed, ErrorCode::StorageFailed),
+                AppendError::Closing => (&mut self.counters.refused_failed, ErrorCode::Draining),
+            };
+            *count += 1;
+            code
+        })?;
+        self.counters.entries += 1;
+        self.unflushed_bytes += bytes;
+        part.on_appended(batch.range().to, lsn, bytes);
+        if part.unflushed_bytes >= self.settings.flush_bytes && !part.flush_listed {
+            part.flush_listed = true;
+            self.flush_wanted.push_back(header.shard);
+        }
+        Ok(lsn)
+    }
+
+    /// Tells once that the WAL failed. True: it was just found out.
+    pub(crate) fn tell_poison(&mut self) -> bool {
+        match self.wal.poison() {
+            Some(poison) if !self.poison_told => {
+                self.poison_told = true;
+                self.alarm(Alarm::WalPoisoned(poison));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn tell_full(&mut self, now: Now) {
+        let full = self.wal.is_full() || now.time < self.flush_after;
+        if full != self.full_told {
+            self.full_told = full;
+            self.alarm(if full { Alarm::DiskFull } else { Alarm::DiskFreed });
+        }
+    }
+
+    /// Everything that this core's durable shards wrote is on disk and sealed, or cannot be any more.
+    pub fn is_closed(&self) -> bool {
+        if !self.started || self.wal.poison().is_some() {
+            return true;
+        }
+        self.closing && self.wal.is_closed() && self.flushing == 0
+    }
+}

@@ -1,0 +1,274 @@
+//! **What**: write-behind: which shard is flushed when, retention, and what the end of a job means.
+//!
+//! ```text
+//! wanted: a shard over flush_bytes | a shard that pins the oldest WAL file | the largest, when memory is short
+//! producers file (if much was flushed since the last) -> chunks, meta -> FlushedTo -> memory and WAL let go
+//! ```
+//!
+//! **Invariants**: only batches that the WAL made durable are flushed. At most `flushes_max` jobs run at once, so that
+//! commits find the device free.
+//!
+//! **Never**: a second try of a job that failed for another reason than a full disk.
+//!
+//! **See**: `felix_wal::log`.
+
+use super::part::{Checkpoint, Work};
+use super::{Alarm, Store};
+use crate::batch_pool::BatchPool;
+use crate::shard::Shard;
+use felix_protocol::ids::ShardId;
+use felix_protocol::time::Now;
+use felix_wal::chunk_builder::BuildError;
+use felix_wal::disk::{DiskDone, DiskError, DiskOp, Priority};
+use felix_wal::format::entry::{Lsn, WalPosition};
+use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
+use felix_wal::log::{Ended, Job, JobError, LogEvent, LogSettings, MetaChange};
+use felix_wal::queue::Slot;
+use felix_wal::retain::{RetainPolicy, RetainScan};
+
+/// Parts of its retention that a shard's segments have at least.
+const SEGMENTS_PER_RETENTION: u64 = 8;
+/// Smallest segment that a small retention leads to.
+const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+
+impl Store {
+    fn log_settings(&self, retention_bytes: u64) -> LogSettings {
+        let parts = (retention_bytes / SEGMENTS_PER_RETENTION).max(SEGMENT_BYTES_MIN);
+        LogSettings { segment_bytes: self.settings.log.segment_bytes.min(parts), ..self.settings.log }
+    }
+
+    /// Begins a flush of this shard if there is something to flush.
+    pub(crate) fn flush(&mut self, now: Now, shard: &mut Shard, slot: Slot) {
+        let Some(part) = &mut shard.part else { return };
+        if !part.can_flush() {
+            return;
+        }
+        // The file is written again when four times its size was flushed: that bounds both writing it and reading behind it.
+        let is_due = part.since_checkpoint >= 4 * part.producers_bytes as u64;
+        let none_needed = shard.dedup.producer_count() == 0 && !part.checkpoint.has_file;
+        if is_due && !none_needed {
+            let through = part.durable_to;
+            let producers = shard.dedup.snapshot(shard.config.lineage, through);
+            let bytes = producers.encode(&self.maker, shard.config.stream, shard.config.shard);
+            if bytes.len() <= PRODUCERS_BYTES_MAX {
+                let checkpoint = Checkpoint { through, has_file: true };
+                let size = bytes.len();
+                let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
+                let ticket = self.queue.push(slot, Priority::Background, op);
+                part.work = Work::Producers { ticket, checkpoint, bytes: size };
+                self.flushing += 1;
+                return;
+            }
+        }
+        self.flush_segments(now, shard, None, none_needed);
+    }
+
+    /// `checkpoint`: was written just now. `none_needed`: there are no producers, so nothing need be read again.
+    fn flush_segments(&mut self, now: Now, shard: &mut Shard, checkpoint: Option<Checkpoint>, none_needed: bool) {
+        let Some(part) = &mut shard.part else { return };
+        self.builder.begin(part.log.cursor());
+        let mut bytes = 0;
+        for batch in shard.log.read(part.log.flushed_to()) {
+            if batch.range().to > part.durable_to {
+                break;
+            }
+            match self.builder.push(batch.bytes(), false) {
+                Ok(()) => bytes += batch.bytes().len(),
+                Err(BuildError::Full) => break,
+                Err(error) => {
+                    // Bytes in memory changed, or our own order is broken: better no further word than a wrong one.
+                    let why = format!("a batch at {} is not what was appended: {error}", batch.range().from);
+                    part.log.mark_damaged(batch.range());
+                    self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+                    return;
+                }
+            }
+        }
+        let Some(end) = self.builder.cursor().filter(|_| !self.builder.is_empty()).map(|it| it.next) else { return };
+        let included = part.entries.iter().take_while(|(to, ..)| *to <= end).last();
+        let Some(through) = included.map(|(_, lsn, _)| *lsn) else { return };
+        let checkpoint = match none_needed {
+            true => Some(Checkpoint { through: end, has_file: false }),
+            false => checkpoint,
+        };
+        let change = MetaChange {
+            included: Some(WalPosition { wal: self.wal.id(), lsn: through }),
+            settings: checkpoint.map(Checkpoint::encode),
+            ..MetaChange::default()
+        };
+        let settings = self.log_settings(shard.config.retention_bytes);
+        let part = shard.part.as_mut().expect("just seen");
+        match part.log.flush(&mut self.builder, &change, &settings, &mut self.queue) {
+            Ok(()) => {
+                part.work = Work::Flush { through, bytes, checkpoint };
+                self.flushing += 1;
+            }
+            // Strays are in the way: they go first.
+            Err(JobError::NotClean) => {
+                if part.log.clean(now.wall, &mut self.queue) == Ok(true) {
+                    part.work = Work::Clean;
+                    self.flushing += 1;
+                }
+            }
+            Err(error) => {
+                let why = format!("a flush was not begun: {error}");
+                self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+            }
+        }
+    }
+
+    /// A completion for an open shard.
+    pub(crate) fn on_shard_done(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        slot: Slot,
+        done: DiskDone,
+        pool: &mut BatchPool,
+    ) {
+        let Some(part) = &mut shard.part else { return };
+        match &mut part.work {
+            Work::Producers { ticket, checkpoint, bytes } if *ticket == done.ticket => {
+                let (checkpoint, bytes) = (*checkpoint, *bytes);
+                part.work = Work::Idle;
+                self.flushing -= 1;
+                match done.result {
+                    Ok(_) => {
+                        part.producers_bytes = bytes;
+                        part.since_checkpoint = 0;
+                        self.flush_segments(now, shard, Some(checkpoint), false);
+                    }
+                    Err(DiskError::Full) => self.wait_for_room(now, shard),
+                    Err(error) => {
+                        let why = format!("the producers file was not written: {error}");
+                        part.wal_failed = true;
+                        self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+                    }
+                }
+                return;
+            }
+            Work::Scan(scan) if done.ticket.owner() == slot.0 && !part.log.is_busy() => {
+                scan.handle(done, &part.log);
+                self.go_on_retaining(now, shard);
+                return;
+            }
+            _ => {}
+        }
+        let Some(event) = part.log.handle(done, &mut self.queue) else { return };
+        self.on_job_ended(now, shard, event, pool);
+    }
+
+    fn on_job_ended(&mut self, now: Now, shard: &mut Shard, event: LogEvent, pool: &mut BatchPool) {
+        let Some(part) = &mut shard.part else { return };
+        let work = std::mem::replace(&mut part.work, Work::Idle);
+        self.flushing -= 1;
+        if let Some(buffer) = event.buffer {
+            self.builder.reuse(buffer);
+        }
+        match (&event.ended, work) {
+            (Ended::Done, Work::Flush { through, bytes, checkpoint }) => {
+                self.on_flushed(now, shard, through, bytes, checkpoint, pool);
+            }
+            (Ended::Done, Work::Retain { segments }) => {
+                self.counters.retained_segments += segments as u64;
+                shard.touched = true;
+                self.want_retention(shard);
+            }
+            (Ended::Done, _) => self.want_retention(shard),
+            (Ended::Full(_), _) => self.wait_for_room(now, shard),
+            (Ended::Poisoned(error), _) => {
+                let why = format!("{:?} of its segments failed: {error:?}", event.job);
+                self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+            }
+        }
+        debug_assert!(event.job != Job::Truncate, "nobody cuts");
+    }
+
+    fn on_flushed(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        through: Lsn,
+        bytes: usize,
+        checkpoint: Option<Checkpoint>,
+        pool: &mut BatchPool,
+    ) {
+        let Some(part) = &mut shard.part else { return };
+        let flushed_to = part.log.flushed_to();
+        self.wal.flushed(now.time, shard.config.shard, shard.config.lineage, flushed_to, through);
+        self.unflushed_bytes -= part.on_flushed();
+        part.since_checkpoint += bytes as u64;
+        part.checkpoint = checkpoint.unwrap_or(part.checkpoint);
+        self.counters.flushes += 1;
+        self.counters.flushed_bytes += bytes as u64;
+        if part.unflushed_bytes >= self.settings.flush_bytes && !part.flush_listed {
+            part.flush_listed = true;
+            self.flush_wanted.push_back(shard.config.shard);
+        }
+        shard.let_flushed_go(self.settings.tail_bytes, pool);
+        shard.touched = true;
+        self.want_retention(shard);
+    }
+
+    fn wait_for_room(&mut self, now: Now, shard: &mut Shard) {
+        self.flush_after = now.time.after_ns(self.settings.full_retry_ns);
+        self.next_sweep = now.time;
+        if let Some(part) = shard.part.as_mut().filter(|it| !it.flush_listed) {
+            part.flush_listed = true;
+            self.flush_wanted.push_back(shard.config.shard);
+        }
+    }
+
+    /// Lists a shard for a look at its retention, if it keeps more than it should.
+    pub(crate) fn want_retention(&mut self, shard: &mut Shard) {
+        let Some(part) = &mut shard.part else { return };
+        let over = part.log.stored_bytes() > shard.config.retention_bytes && !part.log.segments().is_empty();
+        if over && !part.retain_listed {
+            part.retain_listed = true;
+            self.retain_wanted.push_back(shard.config.shard);
+        }
+    }
+
+    /// Begins to look for what a shard keeps too long or too much of.
+    pub(crate) fn begin_retention(&mut self, now: Now, shard: &mut Shard, slot: Slot) {
+        let Some(part) = &mut shard.part else { return };
+        if !part.is_idle() || part.failed().is_some() {
+            return;
+        }
+        // The open segment keeps what is in it; if it is old enough that all of it could soon go, it is sealed.
+        if let (Some(age), Some(since)) = (shard.config.retention_age_ns, part.log.open_since())
+            && now.wall.saturating_sub_ns(age / SEGMENTS_PER_RETENTION) > since
+            && part.log.roll(&mut self.queue) == Ok(true)
+        {
+            part.work = Work::Roll;
+            self.flushing += 1;
+            return;
+        }
+        let policy = RetainPolicy {
+            age_ns: shard.config.retention_age_ns,
+            bytes: Some(shard.config.retention_bytes),
+            ..RetainPolicy::default()
+        };
+        part.work = Work::Scan(RetainScan::new(slot, policy, now.wall));
+        self.flushing += 1;
+        self.go_on_retaining(now, shard);
+    }
+
+    fn go_on_retaining(&mut self, now: Now, shard: &mut Shard) {
+        let Some(part) = &mut shard.part else { return };
+        let Work::Scan(scan) = &mut part.work else { return };
+        let Some(plan) = scan.poll(&part.log, &mut self.queue) else { return };
+        match part.log.retain(&plan, now.wall, &mut self.queue) {
+            Ok(true) => part.work = Work::Retain { segments: plan.segments },
+            Ok(false) | Err(_) => {
+                part.work = Work::Idle;
+                self.flushing -= 1;
+            }
+        }
+    }
+
+    /// Shards that pin the oldest WAL file, the first few.
+    pub(crate) fn pinned(&self) -> Vec<ShardId> {
+        self.wal.pins().map(|(shard, _)| shard).take(2 * self.settings.flushes_max).collect()
+    }
+}

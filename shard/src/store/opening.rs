@@ -1,0 +1,255 @@
+//! **What**: a durable shard on its way in: its log is opened or made, what it remembers of producers is read, and what
+//! happened to it meanwhile waits.
+//!
+//! ```text
+//! open (or make) -> clean -> producers file -> batches behind it -> wait for the WAL -> open        failed: told to who asks
+//! ```
+//!
+//! **Invariants**: events of an opening shard are kept in order and handled when it is open. Before that nobody can have
+//! published to it, so only openings of channels and subscriptions wait, which their sessions bound.
+//!
+//! **Never**: a shard made in the place of one that has data: `Opening` refuses that.
+//!
+//! **See**: `felix_wal::log_open`.
+
+use super::part::Checkpoint;
+use super::slots::Use;
+use super::{Alarm, Store};
+use crate::batch_pool::BodyFacts;
+use crate::dedup::Dedup;
+use crate::event::{Event, ShardConfig};
+use crate::limits::Limits;
+use felix_protocol::ids::ShardId;
+use felix_protocol::position::Offset;
+use felix_protocol::time::Now;
+use felix_wal::disk::{DiskDone, DiskOk, DiskOp, Priority, Ticket};
+use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
+use felix_wal::log::ShardLog;
+use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
+use felix_wal::queue::Slot;
+use felix_wal::read::{ReadFrom, ReadSettings, ReadState, Reader};
+
+/// A scan that catches producers up reads little, so small windows do.
+const SCAN: ReadSettings = ReadSettings { window_bytes: 128 << 10, windows_max: 2 };
+
+#[derive(Debug)]
+pub(crate) enum Stage {
+    Open(Opening),
+    Clean(Box<ShardLog>),
+    Producers {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        ticket: Ticket,
+    },
+    Scan {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        reader: Box<Reader>,
+        slot: Slot,
+        dedup: Dedup,
+    },
+    /// All is known; waits for the WAL's first file.
+    Ready {
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        dedup: Dedup,
+    },
+    Failed,
+    /// In between.
+    Moving,
+}
+
+#[derive(Debug)]
+pub(crate) struct OpeningShard {
+    pub(crate) slot: Slot,
+    pub(crate) config: ShardConfig,
+    /// It was taken away meanwhile.
+    pub(crate) is_removed: bool,
+    pub(crate) waiting: Vec<Event>,
+    pub(crate) stage: Stage,
+}
+
+impl OpeningShard {
+    /// It failed, so nothing more will come of it.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Failed)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.stage, Stage::Ready { .. })
+    }
+}
+
+impl Store {
+    pub(crate) fn begin_open(&mut self, now: Now, config: ShardConfig) {
+        self.started = true;
+        let slot = self.slots.take(Use::Shard(config.shard));
+        let opening = Opening::open(slot, self.maker, config.shard, now.wall, Offset(0), &mut self.queue);
+        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Open(opening) };
+        self.opening.insert(config.shard, shard);
+    }
+
+    /// A completion for an opening shard.
+    pub(crate) fn on_opening_done(&mut self, now: Now, id: ShardId, done: DiskDone, limits: &Limits) {
+        let Some(mut shard) = self.opening.remove(&id) else { return };
+        let stage = std::mem::replace(&mut shard.stage, Stage::Moving);
+        shard.stage = self.step(now, &shard, stage, done, limits);
+        self.opening.insert(id, shard);
+    }
+
+    fn step(&mut self, now: Now, shard: &OpeningShard, stage: Stage, done: DiskDone, limits: &Limits) -> Stage {
+        match stage {
+            Stage::Open(mut opening) => match opening.handle(done, &mut self.queue) {
+                None => Stage::Open(opening),
+                Some(opened) => self.opened(now, shard, opened),
+            },
+            Stage::Clean(mut log) => match log.handle(done, &mut self.queue) {
+                None => Stage::Clean(log),
+                // What could not be moved away stays a stray; the log says itself what it does not take because of it.
+                Some(_) => self.load_producers(shard, log, limits),
+            },
+            Stage::Producers { log, checkpoint, ticket } if ticket == done.ticket => {
+                let read = match done.result {
+                    Ok(DiskOk::Bytes(bytes)) => {
+                        Producers::decode(&bytes, &self.maker, shard.config.stream, shard.config.shard)
+                            .map_err(|error| error.to_string())
+                    }
+                    Ok(_) => Err("the disk answered something else".to_string()),
+                    Err(error) => Err(format!("producers: {error}")),
+                };
+                match read {
+                    Ok(producers) if producers.lineage == shard.config.lineage => {
+                        // Newer than the meta, if a crash came between the two.
+                        let through = producers.through.min(log.flushed_to());
+                        let dedup = Dedup::restore(producers);
+                        self.scan(shard, log, Checkpoint { through, ..checkpoint }, dedup, limits)
+                    }
+                    // Without it a retry could be appended twice. All there is to know is in the batches, so read them.
+                    other => {
+                        let why = other.err().unwrap_or_else(|| "producers: of another lineage".to_string());
+                        let what = format!("{why}; the whole log is read instead");
+                        self.alarm(Alarm::Note { shard: shard.config.shard, what });
+                        let checkpoint = Checkpoint { through: log.log_start(), has_file: false };
+                        self.scan(shard, log, checkpoint, Dedup::default(), limits)
+                    }
+                }
+            }
+            Stage::Scan { log, checkpoint, mut reader, slot, dedup } => {
+                reader.handle(done, &log, &mut self.queue);
+                self.go_on_scanning(shard, log, checkpoint, reader, slot, dedup, limits)
+            }
+            other => other,
+        }
+    }
+
+    fn opened(&mut self, now: Now, shard: &OpeningShard, opened: Result<(ShardLog, OpenReport), OpenError>) -> Stage {
+        let config = &shard.config;
+        let spec = ShardSpec {
+            stream: config.stream,
+            shard: config.shard,
+            lineage: config.lineage,
+            durability: config.durability,
+        };
+        let (mut log, report) = match opened {
+            Ok((log, report)) if log.lineage() == config.lineage && log.meta().stream == config.stream => (log, report),
+            Err(OpenError::NoMeta { segments: 0 }) => {
+                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+            }
+            // Data of an earlier incarnation; the files become strays of the new one.
+            Ok((log, _)) if log.lineage() < config.lineage => {
+                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+            }
+            Ok((log, _)) => {
+                let found = (log.lineage().0, log.meta().stream.0);
+                let expected = (config.lineage.0, config.stream.0);
+                return self.fail_open(config, format!("lineage and stream are {found:?}, metadata says {expected:?}"));
+            }
+            Err(error) => return self.fail_open(config, error.to_string()),
+        };
+        if let Some(damage) = &report.damage {
+            let why = format!("{} at byte {}: {:?}", damage.path, damage.at, damage.cause);
+            self.alarm(Alarm::ShardDamaged { shard: config.shard, range: damage.range, why });
+        }
+        match log.clean(now.wall, &mut self.queue) {
+            Ok(true) => Stage::Clean(Box::new(log)),
+            // A damaged log takes no job; its strays wait for a repair.
+            Ok(false) | Err(_) => self.load_producers(shard, Box::new(log), &Limits::default()),
+        }
+    }
+
+    fn fail_open(&mut self, config: &ShardConfig, why: String) -> Stage {
+        self.alarm(Alarm::ShardFailed { shard: config.shard, why });
+        Stage::Failed
+    }
+
+    fn load_producers(&mut self, shard: &OpeningShard, log: Box<ShardLog>, limits: &Limits) -> Stage {
+        let Some(checkpoint) = Checkpoint::decode(&log.meta().settings) else {
+            return self.fail_open(&shard.config, "the meta holds settings of a newer build".to_string());
+        };
+        if !checkpoint.has_file {
+            return self.scan(shard, log, checkpoint, Dedup::default(), limits);
+        }
+        let op = DiskOp::Load { path: Producers::path(shard.config.shard), bytes_max: PRODUCERS_BYTES_MAX };
+        let ticket = self.queue.push(shard.slot, Priority::Background, op);
+        Stage::Producers { log, checkpoint, ticket }
+    }
+
+    /// Reads the batches that the producers file does not know.
+    fn scan(
+        &mut self,
+        shard: &OpeningShard,
+        log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        dedup: Dedup,
+        limits: &Limits,
+    ) -> Stage {
+        let from = checkpoint.through.max(log.log_start());
+        if from >= log.flushed_to() {
+            return Stage::Ready { log, checkpoint, dedup };
+        }
+        let slot = self.slots.take(Use::Shard(shard.config.shard));
+        let reader = Box::new(Reader::new(slot, ReadFrom::Offset(from), SCAN));
+        self.go_on_scanning(shard, log, checkpoint, reader, slot, dedup, limits)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one stage")]
+    fn go_on_scanning(
+        &mut self,
+        shard: &OpeningShard,
+        mut log: Box<ShardLog>,
+        checkpoint: Checkpoint,
+        mut reader: Box<Reader>,
+        slot: Slot,
+        mut dedup: Dedup,
+        limits: &Limits,
+    ) -> Stage {
+        loop {
+            if reader.is_closed() {
+                self.slots.give_back(slot);
+                return Stage::Ready { log, checkpoint, dedup };
+            }
+            match reader.poll(&log, &mut self.queue) {
+                ReadState::Ready => {
+                    let Some(batch) = reader.next_batch() else { continue };
+                    if let Some(facts) = BodyFacts::of_stored(batch.bytes) {
+                        dedup.remember(&facts, batch.header.base_offset, batch.header.append_time, limits);
+                    }
+                }
+                ReadState::AtEnd => reader.close(&mut self.queue),
+                ReadState::Failed(error) => {
+                    if let Some(range) = error.damaged() {
+                        log.mark_damaged(range);
+                        let why = error.to_string();
+                        self.alarm(Alarm::ShardDamaged { shard: shard.config.shard, range, why });
+                    }
+                    // A damaged shard takes no batch, so nothing is appended twice.
+                    reader.close(&mut self.queue);
+                    if !reader.is_closed() {
+                        return Stage::Scan { log, checkpoint, reader, slot, dedup };
+                    }
+                }
+                ReadState::Waiting => return Stage::Scan { log, checkpoint, reader, slot, dedup },
+            }
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! **What**: what a durable shard has beside its memory: its segments, and how far the disk is.
+//!
+//! ```text
+//! log_start ... flushed_to (segments) ... durable_to (WAL, synced) ... log_end (memory)
+//! ```
+//!
+//! **Invariants**: `flushed_to <= durable_to <= log_end`. `entries` are the WAL entries of the batches from `flushed_to` on,
+//! in order.
+//!
+//! **Never**: a batch out of memory that is not in segments.
+//!
+//! **See**: `flush.rs`, `../shard.rs`.
+
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::position::Offset;
+use felix_wal::disk::Ticket;
+use felix_wal::format::entry::Lsn;
+use felix_wal::group_commit::Commit;
+use felix_wal::log::{Health, ShardLog};
+use felix_wal::retain::RetainScan;
+use std::collections::VecDeque;
+
+/// What the meta's settings say of the producers file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// The batches below need not be read for it.
+    pub(crate) through: Offset,
+    /// There is a file; without one there were no producers.
+    pub(crate) has_file: bool,
+}
+
+const CHECKPOINT_VERSION: u8 = 1;
+const CHECKPOINT_BYTES: usize = 10;
+
+impl Checkpoint {
+    pub(crate) fn encode(self) -> Box<[u8]> {
+        let mut out = Vec::with_capacity(CHECKPOINT_BYTES);
+        out.extend([CHECKPOINT_VERSION, u8::from(self.has_file)]);
+        out.extend(self.through.0.to_le_bytes());
+        out.into()
+    }
+
+    /// None: not ours, or of a newer build.
+    pub(crate) fn decode(settings: &[u8]) -> Option<Checkpoint> {
+        if settings.is_empty() {
+            return Some(Checkpoint::default());
+        }
+        let (head, through) = settings.split_at_checked(2)?;
+        let through = Offset(u64::from_le_bytes(through.try_into().ok()?));
+        match head {
+            [CHECKPOINT_VERSION, has_file @ 0..=1] => Some(Checkpoint { through, has_file: *has_file == 1 }),
+            _ => None,
+        }
+    }
+}
+
+/// What is being done to the segments.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Idle,
+    /// The producers file is written; the flush follows.
+    Producers {
+        ticket: Ticket,
+        checkpoint: Checkpoint,
+        bytes: usize,
+    },
+    Flush {
+        through: Lsn,
+        bytes: usize,
+        checkpoint: Option<Checkpoint>,
+    },
+    /// Looking for what is too old or too much.
+    Scan(RetainScan),
+    Retain {
+        segments: usize,
+    },
+    Roll,
+    Clean,
+}
+
+/// The durable part of a shard.
+#[derive(Debug)]
+pub(crate) struct DiskPart {
+    pub(crate) log: ShardLog,
+    pub(crate) commit: Commit,
+    /// Acks and readers do not wait for the disk (`interval`, `none`).
+    pub(crate) is_early: bool,
+    pub(crate) entries: VecDeque<(Offset, Lsn, usize)>,
+    pub(crate) unflushed_bytes: usize,
+    pub(crate) durable_to: Offset,
+    pub(crate) flush_listed: bool,
+    pub(crate) retain_listed: bool,
+    pub(crate) work: Work,
+    pub(crate) checkpoint: Checkpoint,
+    /// Bytes of the producers file when it was last written, and bytes flushed since then.
+    pub(crate) producers_bytes: usize,
+    pub(crate) since_checkpoint: u64,
+    /// The WAL of the core failed.
+    pub(crate) wal_failed: bool,
+}
+
+impl DiskPart {
+    pub(crate) fn new(log: ShardLog, commit: Commit, checkpoint: Checkpoint) -> DiskPart {
+        DiskPart {
+            durable_to: log.flushed_to(),
+            log,
+            commit,
+            is_early: matches!(commit, Commit::Interval { .. } | Commit::None),
+            entries: VecDeque::new(),
+            unflushed_bytes: 0,
+            flush_listed: false,
+            retain_listed: false,
+            work: Work::Idle,
+            checkpoint,
+            producers_bytes: 0,
+            since_checkpoint: 0,
+            wal_failed: false,
+        }
+    }
+
+    /// Why it takes no batch.
+    pub(crate) fn failed(&self) -> Option<ErrorCode> {
+        let well = matches!(self.log.health(), Health::Well) && !self.wal_failed;
+        (!well).then_some(ErrorCode::StorageFailed)
+    }
+
+    pub(crate) fn on_appended(&mut self, to: Offset, lsn: Lsn, bytes: usize) {
+        self.entries.push_back((to, lsn, bytes));
+        self.unflushed_bytes += bytes;
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        matches!(self.work, Work::Idle) && !self.log.is_busy()
+    }
+
+    /// There is something to flush that the WAL has made durable.
+    pub(crate) fn can_flush(&self) -> bool {
+        self.is_idle() && self.failed().is_none() && self.log.flushed_to() < self.durable_to
+    }
+
+    /// Forgets the entries that are in segments. Returns their bytes.
+    pub(crate) fn on_flushed(&mut self) -> usize {
+        let flushed_to = self.log.flushed_to();
+        let mut bytes = 0;
+        while self.entries.front().is_some_and(|(to, ..)| *to <= flushed_to) {
+            bytes += self.entries.pop_front().map_or(0, |(.., bytes)| bytes);
+        }
+        self.unflushed_bytes -= bytes;
+        bytes
+    }
+
+    pub(crate) fn check(&self, log_end: Offset) {
+        assert!(self.log.flushed_to() <= self.durable_to, "flushed before it was durable");
+        assert!(self.durable_to <= log_end, "durable beyond the end");
+        assert_eq!(self.entries.iter().map(|(.., bytes)| bytes).sum::<usize>(), self.unflushed_bytes);
+        assert!(self.entries.front().is_none_or(|(to, ..)| *to > self.log.flushed_to()), "a flushed entry is kept");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_read_as_it_was_written_and_nothing_else_is() {
+        for it in [Checkpoint::default(), Checkpoint { through: Offset(u64::MAX), has_file: true }] {
+            let bytes = it.encode();
+            assert_eq!(Checkpoint::decode(&bytes), Some(it));
+            for end in 1..bytes.len() {
+                assert_eq!(Checkpoint::decode(&bytes[..end]), None);
+            }
+            assert_eq!(Checkpoint::decode(&[&bytes[..], &[0]].concat()), None);
+        }
+        assert_eq!(Checkpoint::decode(&[]), Some(Checkpoint::default()));
+        assert_eq!(Checkpoint::decode(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None, "of a newer build");
+        assert_eq!(Checkpoint::decode(&[1, 2, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+}

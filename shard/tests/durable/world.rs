@@ -1,0 +1,866 @@
+//! **What**: one core with storage, its publishers and readers, and the disk that is taken from under them.
+//!
+//! **Invariants** checked after every start, for every shard:
+//! - `each`, `group`: every acknowledged batch is at its offset with its bytes, unless retention took it;
+//! - nothing is given to a reader that a later start does not have (`each`, `group`);
+//! - offsets are contiguous from the log start, every record is one that was published, none twice per producer;
+//! - a retry of what was acknowledged is answered with the same offset;
+//! - retention takes no more than it may; a deleted shard is gone.
+//!
+//! **Never**: a check that knows how storage works.
+
+use felix_protocol::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
+use felix_protocol::batch_view::BatchView;
+use felix_protocol::error_code::ErrorCode;
+use felix_protocol::frame::{DELIVER_PREFIX_BYTES, DeliveryMode, SlowPolicy, Start};
+use felix_protocol::ids::*;
+use felix_protocol::metadata::Durability;
+use felix_protocol::position::{Epoch, Lineage, Offset, Position};
+use felix_protocol::time::{Now, Time, Timestamp};
+use felix_shard::batch_pool::CheckedBatch;
+use felix_shard::effect::{Effect, Effects};
+use felix_shard::event::{ChannelKey, ConnKey, Event, ShardConfig, SubKey};
+use felix_shard::fan_out::{FanOut, Next, Request};
+use felix_shard::invariants;
+use felix_shard::limits::Limits;
+use felix_shard::recovery::{self, OnDamage};
+use felix_shard::store::{Store, StoreSettings};
+use felix_shard::subscription::SubSpec;
+use felix_shard::table::Shards;
+use felix_wal::disk::{Disk, DiskDone, DiskError, DiskRequest};
+use felix_wal::format::header::{Identity, Region};
+use felix_wal::log::Maker;
+use felix_wal::mem_disk::{Chance, EIO, Fault, MemDisk, MemDiskOptions, OpKind};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+const MS: u64 = 1_000_000;
+const ME: CoreId = CoreId(0);
+const SHARDS: u64 = 5;
+const STEPS: u64 = 500;
+const STARTS: u64 = 4;
+
+/// What happens to the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    Crash,
+    Kill,
+    Errors,
+    Full,
+}
+
+/// What was seen over all seeds, so that a run that tests nothing is noticed.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub acks: u64,
+    pub refused: u64,
+    pub refused_full: u64,
+    pub refused_failed: u64,
+    pub duplicates: u64,
+    pub flushes: u64,
+    pub history: u64,
+    pub retained: u64,
+    pub deleted: u64,
+    pub recovered: u64,
+    pub broken_recoveries: u64,
+    pub time_starts: u64,
+    pub lost_early: u64,
+    pub poisoned: u64,
+    pub swept: u64,
+    pub delivered: u64,
+    pub gaps: u64,
+}
+
+impl Seen {
+    pub fn add(&mut self, other: &Seen) {
+        self.acks += other.acks;
+        self.refused += other.refused;
+        self.refused_full += other.refused_full;
+        self.refused_failed += other.refused_failed;
+        self.duplicates += other.duplicates;
+        self.flushes += other.flushes;
+        self.history += other.history;
+        self.retained += other.retained;
+        self.deleted += other.deleted;
+        self.recovered += other.recovered;
+        self.broken_recoveries += other.broken_recoveries;
+        self.time_starts += other.time_starts;
+        self.lost_early += other.lost_early;
+        self.poisoned += other.poisoned;
+        self.swept += other.swept;
+        self.delivered += other.delivered;
+        self.gaps += other.gaps;
+    }
+
+    pub fn check(&self, trouble: Trouble) {
+        for (count, what) in [
+            (self.acks, "acks"),
+            (self.flushes, "flushes"),
+            (self.history, "history"),
+            (self.retained, "retention"),
+            (self.recovered, "recovered batches"),
+            (self.duplicates, "retries"),
+            (self.delivered, "deliveries"),
+            (self.deleted, "deletions"),
+            (self.time_starts, "starts by time"),
+        ] {
+            assert!(count > 0, "no {what} in any seed");
+        }
+        match trouble {
+            Trouble::Crash => assert!(self.broken_recoveries > 0 && self.lost_early > 0),
+            Trouble::Kill => {}
+            Trouble::Errors => assert!(self.poisoned > 0 && self.refused_failed > 0),
+            Trouble::Full => assert!(self.refused_full > 0),
+        }
+    }
+}
+
+/// A batch that was published.
+#[derive(Clone, Debug)]
+struct Sent {
+    stamp: ProducerStamp,
+    records: Vec<String>,
+    body: Vec<u8>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Producer {
+    id: u64,
+    next: u64,
+    /// What was sent and not answered, and the last that were, for retries.
+    recent: VecDeque<(Sent, Option<u64>)>,
+}
+
+struct ShardModel {
+    config: ShardConfig,
+    deleted: bool,
+    /// Acknowledged batches of a durability that counts: offset, records.
+    acked: BTreeMap<u64, Vec<String>>,
+    /// Everything ever published.
+    published: BTreeSet<String>,
+    /// End of what any reader was given (`each`, `group`).
+    shown_to: u64,
+    producers: Vec<Producer>,
+    /// Waiting for an answer: sequence on the channel, what was sent.
+    in_flight: Vec<(u64, u64, Sent)>,
+    next_anonymous: u64,
+    /// Content by offset as readers saw it in this life.
+    shown: BTreeMap<u64, String>,
+    log_start: u64,
+}
+
+/// A subscriber and what it has seen.
+struct Reader {
+    key: SubKey,
+    shard: usize,
+    next: Option<u64>,
+    ended: bool,
+}
+
+struct Life {
+    shards: Shards,
+    fan_out: FanOut,
+    effects: Effects,
+    readers: Vec<Reader>,
+    channels: u64,
+}
+
+pub struct World {
+    chance: Chance,
+    trouble: Trouble,
+    disk: MemDisk,
+    now: Now,
+    session: u64,
+    models: Vec<ShardModel>,
+    seen: Seen,
+    talks: bool,
+    next_value: u64,
+    next_producer: u64,
+}
+
+/// A disk that fails for good after so many requests: the process died in the middle.
+struct Dying<'a> {
+    disk: &'a mut MemDisk,
+    left: u64,
+    refused: VecDeque<DiskRequest>,
+}
+
+impl Disk for Dying<'_> {
+    fn submit(&mut self, request: DiskRequest) {
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                self.disk.submit(request);
+            }
+            None => self.refused.push_back(request),
+        }
+    }
+
+    fn wait(&mut self) -> Option<DiskDone> {
+        let refused =
+            |request: DiskRequest| DiskDone { ticket: request.ticket, result: Err(DiskError::Io { errno: EIO }) };
+        self.disk.wait().or_else(|| self.refused.pop_front().map(refused))
+    }
+}
+
+fn durability(index: u64) -> Durability {
+    [Durability::Group, Durability::Each, Durability::Group, Durability::Interval, Durability::None][index as usize % 5]
+}
+
+fn is_early(durability: Durability) -> bool {
+    matches!(durability, Durability::Interval | Durability::None)
+}
+
+impl World {
+    pub fn new(seed: u64, trouble: Trouble, talks: bool) -> World {
+        let mut chance = Chance::new(seed ^ 0xd15c);
+        let options = MemDiskOptions {
+            reorder: chance.coin(),
+            slow_per_mille: if chance.coin() { 100 } else { 0 },
+            tears_sectors: chance.coin(),
+            garbles: chance.coin(),
+            bytes_max: None,
+        };
+        let models = (0..SHARDS)
+            .map(|index| ShardModel {
+                config: ShardConfig {
+                    shard: ShardId(index + 1),
+                    stream: StreamId(index + 1),
+                    index: ShardIndex(0),
+                    lineage: Lineage(1),
+                    epoch: Epoch(1),
+                    durability: durability(index),
+                    sync_interval_ms: 20,
+                    retention_bytes: if chance.coin() { 1 << 30 } else { 64 << 10 },
+                    retention_age_ns: chance.one_in_thousand(300).then_some(2_000 * MS),
+                },
+                deleted: false,
+                acked: BTreeMap::new(),
+                published: BTreeSet::new(),
+                shown_to: 0,
+                producers: Vec::new(),
+                in_flight: Vec::new(),
+                next_anonymous: 0,
+                shown: BTreeMap::new(),
+                log_start: 0,
+            })
+            .collect();
+        World {
+            disk: MemDisk::with_options(seed, options),
+            chance,
+            trouble,
+            now: Now { time: Time(MS), wall: Timestamp(1_000_000 * MS) },
+            session: 0,
+            models,
+            seen: Seen::default(),
+            talks,
+            next_value: 0,
+            next_producer: 1,
+        }
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.talks {
+            println!("{:>8} {}", self.now.time.0 / 1_000, text());
+        }
+    }
+
+    fn maker(&self) -> Maker {
+        let identity = Identity { cluster: ClusterId(1), node: NodeId(2), region: Region::new("eu").unwrap() };
+        Maker { identity, session: NodeSession(self.session) }
+    }
+
+    pub fn run(mut self) -> Seen {
+        for start in 0..STARTS {
+            let mut life = self.start();
+            self.verify(&mut life);
+            let dies_at = self.chance.below(STEPS);
+            if start + 1 < STARTS {
+                self.plan_trouble();
+            }
+            for step in 0..STEPS {
+                if start + 1 < STARTS && step == dies_at && self.trouble != Trouble::Errors {
+                    break;
+                }
+                self.step(&mut life);
+            }
+            if self.trouble == Trouble::Full {
+                self.disk.options.bytes_max = None;
+            }
+            if let Some(store) = life.shards.store() {
+                self.seen.flushes += store.counters.flushes;
+                self.seen.history += store.counters.history_batches;
+                self.seen.retained += store.counters.retained_segments;
+                self.seen.swept += store.counters.swept_files;
+                self.seen.poisoned += u64::from(store.wal().poison().is_some());
+            }
+            match self.chance.below(4) {
+                0 if self.trouble != Trouble::Errors => self.stop(life),
+                1 => self.disk.kill(),
+                _ if self.trouble == Trouble::Kill => self.disk.kill(),
+                _ => self.disk.crash(),
+            }
+            for model in &mut self.models {
+                model.in_flight.clear();
+                model.shown.clear();
+            }
+        }
+        let mut life = self.start();
+        self.verify(&mut life);
+        self.seen
+    }
+
+    fn plan_trouble(&mut self) {
+        match self.trouble {
+            Trouble::Errors => {
+                let kind =
+                    [OpKind::Write, OpKind::Sync, OpKind::Replace, OpKind::Create][self.chance.below(4) as usize];
+                let skip = self.chance.below(120);
+                self.disk.plan_fault(kind, skip, Fault::Error(DiskError::Io { errno: EIO }));
+                self.say(|| format!("the {skip}th {kind:?} from now on will fail"));
+            }
+            Trouble::Full => {
+                let room = self.chance.below(300 << 10);
+                self.disk.options.bytes_max = Some(self.disk.used() + room);
+                self.say(|| format!("{room} bytes are left"));
+            }
+            Trouble::Crash | Trouble::Kill => {}
+        }
+    }
+
+    /// A start; with errors planned it may take several.
+    fn start(&mut self) -> Life {
+        for _ in 0..5 {
+            let life = self.try_start();
+            let mut ids = self.models.iter().filter(|it| !it.deleted).map(|it| it.config.shard);
+            if ids.all(|id| life.shards.get(id).is_some_and(|it| !it.is_failed())) {
+                return life;
+            }
+            assert_eq!(self.trouble, Trouble::Errors, "a shard did not open");
+            self.disk.crash();
+        }
+        panic!("the shards never opened");
+    }
+
+    /// Recovery, perhaps with deaths in the middle, then a core with all its shards open.
+    fn try_start(&mut self) -> Life {
+        loop {
+            self.session += 1;
+            let maker = self.maker();
+            let log = StoreSettings::small().log;
+            let dies = self.trouble == Trouble::Crash && self.chance.one_in_thousand(400);
+            let left = if dies { self.chance.below(60) } else { u64::MAX };
+            let mut disk = Dying { disk: &mut self.disk, left, refused: VecDeque::new() };
+            let recovered = recovery::recover(&mut disk, maker, log, self.now.wall, OnDamage::Refuse, &mut |_| {});
+            let died = disk.left == 0;
+            match recovered {
+                Ok(report) => {
+                    self.say(|| format!("start {}: {report:?}", self.session));
+                    self.seen.recovered += report.batches;
+                    self.seen.deleted += report.deleted.len() as u64;
+                    assert!(report.orphans.is_empty(), "{report:?}");
+                    break;
+                }
+                Err(error) if died => {
+                    self.say(|| format!("start {} died: {error}", self.session));
+                    self.seen.broken_recoveries += 1;
+                    self.disk.crash();
+                }
+                Err(_) if self.trouble == Trouble::Errors => self.disk.crash(),
+                Err(error) => panic!("a start was refused: {error}"),
+            }
+        }
+        let mut life = Life {
+            shards: Shards::new(Limits { fetch_bytes_max: 4 << 10, fetch_batches_max: 5, ..Limits::default() }),
+            fan_out: FanOut::new(Limits { tail_batches_max: 8, tail_bytes_max: 4 << 10, ..Limits::default() }),
+            effects: Effects::default(),
+            readers: Vec::new(),
+            channels: 0,
+        };
+        let salt = u128::from(self.chance.bits()) << 64 | 1;
+        life.shards.set_store(Store::new(StoreSettings::small(), self.maker(), ME, salt));
+        for index in 0..self.models.len() {
+            let model = &mut self.models[index];
+            if !model.deleted {
+                model.config.epoch = Epoch(self.session);
+                life.shards.handle(self.now, Event::ShardPut(model.config), &mut life.effects);
+            }
+        }
+        for _ in 0..20_000 {
+            if life.shards.store().is_some_and(|it| it.opening_count() == 0) {
+                return life;
+            }
+            self.turn(&mut life);
+            self.complete(&mut life, 1);
+        }
+        panic!("the shards did not open");
+    }
+
+    /// A clean stop: everything gathered is written and sealed.
+    fn stop(&mut self, mut life: Life) {
+        self.say(|| "stop".into());
+        life.shards.shut_down_disk();
+        for _ in 0..20_000 {
+            if life.shards.store().is_none_or(Store::is_closed) {
+                break;
+            }
+            self.turn(&mut life);
+            self.complete(&mut life, 1);
+        }
+        assert!(life.shards.store().is_none_or(Store::is_closed), "the stop did not end");
+        while let Some(done) = self.disk.wait() {
+            life.shards.on_disk_done(self.now, done, &mut life.effects);
+        }
+        self.execute(&mut life);
+        self.disk.kill();
+    }
+
+    fn step(&mut self, life: &mut Life) {
+        match self.chance.below(100) {
+            0..40 => self.publish(life),
+            40..45 => self.retry(life),
+            45..50 => self.subscribe(life),
+            50..53 if !life.readers.is_empty() => {
+                let at = self.chance.below(life.readers.len() as u64) as usize;
+                let reader = life.readers.swap_remove(at);
+                life.fan_out.unsubscribe(reader.key);
+            }
+            53..60 => {
+                let by = self.chance.below(20 * MS);
+                self.now.time.0 += by;
+                self.now.wall.0 += by;
+            }
+            60..61 if self.chance.one_in_thousand(100) => {
+                self.now.time.0 += 3_000 * MS;
+                self.now.wall.0 += 3_000 * MS;
+            }
+            61..62 if self.chance.one_in_thousand(150) => self.delete(life),
+            62..63 if self.trouble == Trouble::Full => {
+                self.disk.options.bytes_max = match self.chance.coin() {
+                    true => None,
+                    false => Some(self.disk.used() + self.chance.below(300 << 10)),
+                };
+            }
+            _ => {
+                let count = 1 + self.chance.below(6);
+                self.complete(life, count);
+            }
+        }
+        self.turn(life);
+        self.read(life);
+    }
+
+    fn turn(&mut self, life: &mut Life) {
+        self.now.time.0 += 50_000;
+        self.now.wall.0 += 50_000;
+        if life.shards.next_tick().is_some_and(|due| due <= self.now.wall) {
+            life.shards.handle(self.now, Event::Ticked, &mut life.effects);
+        }
+        self.execute(life);
+        let mut requests = Vec::new();
+        life.shards.plan_disk(self.now, &mut life.effects, &mut requests);
+        for request in requests {
+            // The model of `Full` counts what files have; a WAL file that is written in place needs no more.
+            self.disk.submit(request);
+        }
+        self.execute(life);
+        while let Some(alarm) = life.shards.take_alarm() {
+            self.say(|| format!("alarm: {alarm:?}"));
+            if self.trouble != Trouble::Errors {
+                let harmless =
+                    matches!(alarm, felix_shard::store::Alarm::DiskFull | felix_shard::store::Alarm::DiskFreed);
+                assert!(harmless, "{alarm:?}");
+            }
+        }
+    }
+
+    fn complete(&mut self, life: &mut Life, count: u64) {
+        for _ in 0..count {
+            let Some(done) = self.disk.wait() else { break };
+            life.shards.on_disk_done(self.now, done, &mut life.effects);
+            self.execute(life);
+        }
+    }
+
+    fn live_shard(&mut self) -> Option<usize> {
+        let live: Vec<usize> = (0..self.models.len()).filter(|at| !self.models[*at].deleted).collect();
+        (!live.is_empty()).then(|| live[self.chance.below(live.len() as u64) as usize])
+    }
+
+    fn publish(&mut self, life: &mut Life) {
+        let Some(at) = self.live_shard() else { return };
+        let count = 1 + self.chance.below(4);
+        let size = [8, 60, 900][self.chance.below(3) as usize];
+        let records: Vec<String> = (0..count)
+            .map(|_| {
+                self.next_value += 1;
+                format!("{:0width$}", self.next_value, width = size)
+            })
+            .collect();
+        let mut stamp = ProducerStamp::default();
+        let model = &mut self.models[at];
+        if self.chance.coin() {
+            if model.producers.len() < 2 {
+                model.producers.push(Producer { id: self.next_producer, ..Producer::default() });
+                self.next_producer += 1;
+            }
+            let who = self.chance.below(model.producers.len() as u64) as usize;
+            let producer = &mut model.producers[who];
+            // A producer whose last batch was refused or lost goes on with a new id: what it may retry is tested apart.
+            if producer.recent.iter().any(|(_, offset)| offset.is_none())
+                && !model.in_flight.iter().any(|(_, _, sent)| sent.stamp.producer.0 == producer.id)
+            {
+                *producer = Producer { id: self.next_producer, ..Producer::default() };
+                self.next_producer += 1;
+            }
+            stamp = ProducerStamp {
+                producer: ProducerId(producer.id),
+                epoch: ProducerEpoch(0),
+                base_sequence: Sequence(producer.next),
+            };
+        } else {
+            stamp.base_sequence = Sequence(model.next_anonymous);
+            model.next_anonymous += count;
+        }
+        let mut builder = BatchBuilder::new();
+        for record in &records {
+            builder.push(&RecordToPublish { value: record.as_bytes(), ..Default::default() }).unwrap();
+        }
+        let mut body = Vec::new();
+        builder.finish(stamp, &mut body);
+        let sent = Sent { stamp, records, body };
+        model.published.extend(sent.records.iter().cloned());
+        if stamp.producer.0 != 0 {
+            let producer = model.producers.iter_mut().find(|it| it.id == stamp.producer.0).unwrap();
+            producer.next += count;
+            producer.recent.push_back((sent.clone(), None));
+            if producer.recent.len() > 6 {
+                producer.recent.pop_front();
+            }
+        }
+        self.send(life, at, sent);
+    }
+
+    fn send(&mut self, life: &mut Life, at: usize, sent: Sent) {
+        life.channels += 1;
+        let channel = ChannelKey { core: ME, conn: ConnKey(at as u64), stream: life.channels };
+        let batch = CheckedBatch::check(&mut life.shards.pool, &sent.body, 1 << 20, None).unwrap();
+        let shard = self.models[at].config.shard;
+        self.models[at].in_flight.push((life.channels, 0, sent));
+        life.shards.handle(self.now, Event::Published { shard, channel, batch }, &mut life.effects);
+        self.execute(life);
+    }
+
+    /// Sends again what was acknowledged: it must be answered with the same offset.
+    fn retry(&mut self, life: &mut Life) {
+        let Some(at) = self.live_shard() else { return };
+        let model = &self.models[at];
+        let known: Vec<Sent> = model
+            .producers
+            .iter()
+            .flat_map(|it| it.recent.iter())
+            .filter(|(_, offset)| offset.is_some())
+            .map(|(sent, _)| sent.clone())
+            .collect();
+        if known.is_empty() {
+            return;
+        }
+        let sent = known[self.chance.below(known.len() as u64) as usize].clone();
+        self.seen.duplicates += 1;
+        self.send(life, at, sent);
+    }
+
+    fn subscribe(&mut self, life: &mut Life) {
+        let Some(at) = self.live_shard() else { return };
+        if life.readers.len() > 8 {
+            return;
+        }
+        let model = &self.models[at];
+        let start = match self.chance.below(4) {
+            0 => Start::Earliest,
+            1 => Start::Latest,
+            2 => {
+                self.seen.time_starts += 1;
+                Start::Time(Timestamp(self.now.wall.0.saturating_sub(self.chance.below(200 * MS))))
+            }
+            _ => {
+                let offset = Offset(self.chance.below(model.shown_to + 1));
+                Start::Position(Position { lineage: Lineage(0), offset })
+            }
+        };
+        let spec = SubSpec {
+            conn: ConnKey(1),
+            id: SubscriptionId(1),
+            shard: model.config.shard,
+            start,
+            filter: None,
+            policy: SlowPolicy::Block,
+            mode: DeliveryMode::Shared,
+            credit_bytes: None,
+        };
+        let key = life.fan_out.subscribe(&spec);
+        life.readers.push(Reader { key, shard: at, next: None, ended: false });
+        self.execute(life);
+    }
+
+    fn delete(&mut self, life: &mut Life) {
+        if self.models.iter().filter(|it| !it.deleted).count() < 4 {
+            return;
+        }
+        let Some(at) = self.live_shard() else { return };
+        self.say(|| format!("delete shard {}", at + 1));
+        self.seen.deleted += 1;
+        self.models[at].deleted = true;
+        let shard = self.models[at].config.shard;
+        life.shards.handle(self.now, Event::ShardRemoved { shard }, &mut life.effects);
+        self.execute(life);
+    }
+
+    fn execute(&mut self, life: &mut Life) {
+        loop {
+            let effects: Vec<Effect> = life.effects.drain().collect();
+            for effect in effects {
+                self.effect(life, effect);
+            }
+            let Some(request) = life.fan_out.take_request() else {
+                if life.effects.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            let event = match request {
+                Request::Attach { shard, sub, start } => Event::Attached { shard, core: ME, sub, start },
+                Request::Detach { shard } => Event::Detached { shard, core: ME },
+                Request::Fetch { shard, sub, from } => Event::Fetched { shard, core: ME, sub, from },
+            };
+            life.shards.handle(self.now, event, &mut life.effects);
+        }
+        invariants::check(&life.shards, &life.fan_out);
+    }
+
+    fn effect(&mut self, life: &mut Life, effect: Effect) {
+        match effect {
+            Effect::Ack { channel, ack } => {
+                self.seen.acks += 1;
+                let model = &mut self.models[channel.conn.0 as usize];
+                let at = model.in_flight.iter().position(|it| it.0 == channel.stream).expect("an ack for nobody");
+                let (_, _, sent) = model.in_flight.swap_remove(at);
+                assert_eq!(ack.record_count as usize, sent.records.len());
+                if self.trouble == Trouble::Errors {
+                    let poisoned = life.shards.store().is_some_and(|it| it.wal().poison().is_some());
+                    assert!(!poisoned || is_early(ack.durability), "an ack after the WAL failed");
+                }
+                let offset = ack.base_offset.0;
+                if !is_early(model.config.durability)
+                    && let Some(before) = model.acked.insert(offset, sent.records.clone())
+                {
+                    assert_eq!(before, sent.records, "two batches at offset {offset}");
+                }
+                if let Some(producer) = model.producers.iter_mut().find(|it| it.id == sent.stamp.producer.0)
+                    && let Some((_, known)) =
+                        producer.recent.iter_mut().find(|(it, _)| it.stamp.base_sequence == sent.stamp.base_sequence)
+                {
+                    // Without a sync before the ack a crash may have taken what was acknowledged.
+                    if let Some(before) = known.filter(|_| !is_early(model.config.durability)) {
+                        assert_eq!(before, offset, "a retry was appended again");
+                    }
+                    *known = Some(offset);
+                }
+            }
+            Effect::Refuse { channel, code, .. } => {
+                self.seen.refused += 1;
+                self.seen.refused_full += u64::from(code == ErrorCode::DiskFull);
+                self.seen.refused_failed += u64::from(code == ErrorCode::StorageFailed);
+                let model = &mut self.models[channel.conn.0 as usize];
+                let at = model.in_flight.iter().position(|it| it.0 == channel.stream).expect("a refusal for nobody");
+                let (_, _, sent) = model.in_flight.swap_remove(at);
+                let expected = match code {
+                    ErrorCode::Overloaded | ErrorCode::DiskFull | ErrorCode::StorageFailed => true,
+                    ErrorCode::StreamGone => model.deleted,
+                    // What was refused before it leaves a hole; what a crash took is not known any more.
+                    ErrorCode::SequenceGap | ErrorCode::UnknownProducer => true,
+                    _ => false,
+                };
+                assert!(expected, "refused: {code}");
+                if let Some(producer) = model.producers.iter_mut().find(|it| it.id == sent.stamp.producer.0)
+                    && let Some((_, Some(offset))) =
+                        producer.recent.iter().find(|(it, _)| it.stamp.base_sequence == sent.stamp.base_sequence)
+                    && !is_early(model.config.durability)
+                {
+                    let fair = matches!(code, ErrorCode::StorageFailed | ErrorCode::StreamGone);
+                    assert!(fair, "a retry of what is at offset {offset} was refused: {code}");
+                }
+            }
+            Effect::Commit { shard, batch, .. } => {
+                self.show(shard, batch.bytes());
+                life.fan_out.on_commit(shard, batch);
+            }
+            Effect::Attach { sub, result, .. } => {
+                life.fan_out.on_attach(sub, result);
+            }
+            Effect::Fetch { sub, batches, high_watermark, shard, .. } => {
+                for batch in &batches {
+                    self.show(shard, batch.bytes());
+                }
+                life.fan_out.on_fetch(sub, batches, high_watermark);
+            }
+            Effect::Gone { shard, .. } => {
+                life.fan_out.on_gone(shard, |_, _| {});
+                let readers = &mut life.readers;
+                readers.iter_mut().filter(|it| ShardId(it.shard as u64 + 1) == shard).for_each(|it| it.ended = true);
+            }
+            Effect::OpenChannel { .. } => {}
+        }
+    }
+
+    /// Somebody was given these bytes.
+    fn show(&mut self, shard: ShardId, bytes: &[u8]) {
+        let model = &mut self.models[shard.0 as usize - 1];
+        let view = BatchView::parse(bytes).unwrap();
+        view.check().unwrap();
+        let base = view.header.base_offset.0;
+        let values = view.body.values;
+        for (index, record) in view.body.records(values).enumerate() {
+            let value = String::from_utf8(record.unwrap().value.to_vec()).unwrap();
+            let offset = base + index as u64;
+            assert!(model.published.contains(&value), "offset {offset} of {shard}: nobody published {value}");
+            if let Some(before) = model.shown.insert(offset, value.clone()) {
+                assert_eq!(before, value, "offset {offset} of {shard} changed");
+            }
+        }
+        if !is_early(model.config.durability) {
+            model.shown_to = model.shown_to.max(view.header.range().to.0);
+        }
+    }
+
+    /// Every subscriber takes what there is; what it covers has no hole but what retention took.
+    fn read(&mut self, life: &mut Life) {
+        while life.fan_out.take_scheduled().is_some() {}
+        for at in 0..life.readers.len() {
+            for _ in 0..8 {
+                let Reader { key, shard, next, ended } = life.readers[at];
+                if ended {
+                    break;
+                }
+                let (covered, bytes) = match life.fan_out.next(self.now, key) {
+                    Next::Wait => break,
+                    Next::Closed(code) => panic!("closed: {code}"),
+                    Next::Gap { covered, .. } => {
+                        self.seen.gaps += 1;
+                        let start = life.shards.get(self.models[shard].config.shard).unwrap().log_start();
+                        let failed = life.shards.get(self.models[shard].config.shard).unwrap().is_failed();
+                        assert!(
+                            covered.to <= start || failed,
+                            "a gap {covered:?} that retention did not make: {start}"
+                        );
+                        (covered, 0)
+                    }
+                    Next::Progress { covered, .. } => (covered, 0),
+                    Next::Batch { covered, batch, .. } => {
+                        self.seen.delivered += 1;
+                        (covered, batch.bytes().len())
+                    }
+                };
+                life.fan_out.charge(key, DELIVER_PREFIX_BYTES + bytes);
+                if let Some(next) = next {
+                    assert_eq!(covered.from.0, next, "a subscriber missed something");
+                }
+                life.readers[at].next = Some(covered.to.0);
+            }
+        }
+        self.execute(life);
+    }
+
+    /// After a start: reads every shard from its beginning and compares.
+    fn verify(&mut self, life: &mut Life) {
+        for at in 0..self.models.len() {
+            let id = self.models[at].config.shard;
+            if self.models[at].deleted {
+                continue;
+            }
+            let Some(shard) = life.shards.get(id) else { panic!("shard {id} did not open") };
+            let (log_start, end) = (shard.log_start().0, shard.high_watermark().0);
+            let early = is_early(self.models[at].config.durability);
+            let content = self.read_all(life, at, log_start, end);
+            // Retention goes on meanwhile.
+            let log_start = life.shards.get(id).map_or(0, |it| it.log_start().0);
+            let model = &mut self.models[at];
+            assert!(log_start >= model.log_start, "the log start went back");
+            model.log_start = log_start;
+            let mut once = BTreeSet::new();
+            for (offset, value) in &content {
+                assert!(model.published.contains(value), "offset {offset}: nobody published {value}");
+                assert!(once.insert(value.clone()), "{value} is there twice");
+            }
+            assert!(early || end >= model.shown_to, "shard {id} ends at {end}, readers saw {}", model.shown_to);
+            for (base, records) in &model.acked {
+                for (index, record) in records.iter().enumerate() {
+                    let offset = base + index as u64;
+                    if offset >= log_start {
+                        assert_eq!(
+                            content.get(&offset),
+                            Some(record),
+                            "offset {offset} of shard {id} was acknowledged"
+                        );
+                    }
+                }
+            }
+            if early {
+                let kept = model.producers.iter().flat_map(|it| &it.recent).filter_map(|(_, offset)| *offset);
+                self.seen.lost_early += kept.filter(|offset| *offset >= end).count() as u64;
+                // What a crash took may be sent again under its number: the producers begin anew.
+                model.producers.clear();
+            }
+            if model.config.retention_bytes > 1 << 20 && model.config.retention_age_ns.is_none() {
+                assert_eq!(log_start, 0, "retention took what it must not");
+            }
+        }
+    }
+
+    fn read_all(&mut self, life: &mut Life, at: usize, from: u64, to: u64) -> BTreeMap<u64, String> {
+        let shard = self.models[at].config.shard;
+        let sub = SubKey { slot: 1_000 + at as u32, generation: 1 };
+        let mut content = BTreeMap::new();
+        let mut next = from;
+        let mut rounds = 0;
+        let mut asked = false;
+        while next < to {
+            rounds += 1;
+            assert!(rounds < 50_000, "reading shard {shard} stopped at {next} of {to}");
+            if !asked {
+                asked = true;
+                let event = Event::Fetched { shard, core: ME, sub, from: Offset(next) };
+                life.shards.handle(self.now, event, &mut life.effects);
+            }
+            for effect in life.effects.drain().collect::<Vec<_>>() {
+                let Effect::Fetch { sub: whose, batches, .. } = effect else { continue };
+                assert_eq!(whose, sub);
+                asked = false;
+                assert!(!batches.is_empty(), "nothing at {next} of {to}");
+                for batch in batches {
+                    let view = BatchView::parse(batch.bytes()).unwrap();
+                    view.check().unwrap();
+                    let range = view.header.range();
+                    let log_start = life.shards.get(ShardId(at as u64 + 1)).unwrap().log_start().0;
+                    let goes_on = range.from.0 <= next.max(log_start) && next < range.to.0;
+                    assert!(goes_on, "{range:?} does not continue at {next}, the log starts at {log_start}");
+                    let values = view.body.values;
+                    for (index, record) in view.body.records(values).enumerate() {
+                        let value = String::from_utf8(record.unwrap().value.to_vec()).unwrap();
+                        content.insert(range.from.0 + index as u64, value);
+                    }
+                    next = range.to.0;
+                }
+            }
+            if asked {
+                let mut requests = Vec::new();
+                life.shards.plan_disk(self.now, &mut life.effects, &mut requests);
+                requests.into_iter().for_each(|request| self.disk.submit(request));
+                self.now.time.0 += 1_000;
+                if let Some(done) = self.disk.wait() {
+                    life.shards.on_disk_done(self.now, done, &mut life.effects);
+                }
+            }
+        }
+        content
+    }
+}
