@@ -214,12 +214,12 @@ pub struct DurableSummary {
     pub acks_per_s: Spread,
     /// CPU of the server per ack, ns.
     pub cost_ns: Spread,
-    /// This one / the first, round by round.
-    pub ratio_p50: Spread,
+    /// This one / the first, round by round; None: no round of both counted.
+    pub ratio_p50: Option<Spread>,
     /// As above.
-    pub ratio_p99: Spread,
+    pub ratio_p99: Option<Spread>,
     /// As above: above 1 this one is faster.
-    pub ratio_rate: Spread,
+    pub ratio_rate: Option<Spread>,
     /// Others used the machine, the same thing differed too much, or too few rounds counted.
     pub void: bool,
 }
@@ -445,7 +445,8 @@ pub fn summarise(first: &[Option<DurableRow>], rows: &[Option<DurableRow>]) -> O
     let of = |what: fn(&DurableRow) -> f64| Spread::of(&counted.iter().map(|row| what(row)).collect::<Vec<_>>());
     let ratio = |what: fn(&DurableRow) -> f64| {
         let pairs = first.iter().zip(rows).filter_map(|(a, b)| Some((a.as_ref()?, b.as_ref()?)));
-        Spread::of(&pairs.map(|(a, b)| what(b) / what(a)).collect::<Vec<_>>())
+        let ratios: Vec<f64> = pairs.map(|(a, b)| what(b) / what(a)).collect();
+        (!ratios.is_empty()).then(|| Spread::of(&ratios))
     };
     let last = (*counted.last()?).clone();
     let crowded = counted.iter().filter(|row| row.others_percent > OTHERS_MAX_PERCENT).count();
@@ -465,12 +466,17 @@ pub fn summarise(first: &[Option<DurableRow>], rows: &[Option<DurableRow>]) -> O
     })
 }
 
+/// `0.53 [0.50..0.61]`, or nothing to compare with.
+pub fn maybe_ratio(spread: Option<Spread>) -> String {
+    spread.map_or_else(|| "-".to_string(), ratio)
+}
+
 fn table(summaries: &[DurableSummary]) -> String {
     let Some(first) = summaries.first() else { return "every run was void".to_string() };
     // The floor has no rate of its own: what the others did stands in the heading.
     let last = &summaries.last().unwrap_or(first).last;
     let mut out = format!(
-        "\n{} B, {}, medians of {} rounds; ratio = this / {} [min..max]\n{:<18} {:<7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  {:<20} {:<20} {:<20}\n",
+        "\n{} B, {}, medians of {} rounds; ratio = this / first in turn ({} here) [min..max]\n{:<18} {:<7} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  {:<20} {:<20} {:<20}\n",
         last.value_bytes,
         last.load_name(),
         first.rounds,
@@ -499,9 +505,9 @@ fn table(summaries: &[DurableSummary]) -> String {
             it.acks_per_s.median,
             it.cost_ns.median,
             spread.percent(),
-            ratio(it.ratio_p50),
-            ratio(it.ratio_p99),
-            ratio(it.ratio_rate),
+            maybe_ratio(it.ratio_p50),
+            maybe_ratio(it.ratio_p99),
+            maybe_ratio(it.ratio_rate),
             if it.void { " VOID" } else { "" },
         );
     }
@@ -541,10 +547,12 @@ pub mod tests {
         let other = [Some(row(110.0, 0.0)), None, Some(row(112.0, 0.0))];
         let summary = summarise(&first, &other).unwrap();
         assert_eq!((summary.rounds, summary.void), (2, false));
-        assert!((summary.ratio_p50.min - 1.1).abs() < 1e-9 && (summary.ratio_p50.max - 1.12).abs() < 1e-9);
+        let p50 = summary.ratio_p50.unwrap();
+        assert!((p50.min - 1.1).abs() < 1e-9 && (p50.max - 1.12).abs() < 1e-9);
+        assert!(summarise(&[None, None, None], &other).unwrap().ratio_p50.is_none(), "nothing to compare with");
         assert!(summarise(&first, &[None, None, None]).is_none());
         let wild = summarise(&first, &first).unwrap();
-        assert!(wild.void && wild.ratio_p50.median == 1.0, "it differs by more than 10 % from itself");
+        assert!(wild.void && wild.ratio_p50.unwrap().median == 1.0, "it differs by more than 10 % from itself");
         assert!(row(1.0, 3.0).is_void());
         let lines = table(&[summary]);
         assert!(lines.contains("1.11 [1.10..1.12]"), "{lines}");

@@ -8,7 +8,7 @@
 
 use crate::Error;
 use crate::cell::Row;
-use crate::durable::DurableSummary;
+use crate::durable::{DurableSummary, maybe_ratio};
 use crate::plot::{Axis, Line, Plot, load_font};
 use crate::report::ratio;
 use crate::series::Summary;
@@ -209,9 +209,9 @@ fn durable(out: &mut String, lines: &[Value]) -> Result<(), Error> {
                 it.p999_us.median,
                 it.acks_per_s.median,
                 it.cost_ns.median,
-                ratio(it.ratio_p50),
-                ratio(it.ratio_p99),
-                ratio(it.ratio_rate),
+                maybe_ratio(it.ratio_p50),
+                maybe_ratio(it.ratio_p99),
+                maybe_ratio(it.ratio_rate),
                 if it.void { "VOID" } else { "" }
             )?;
         }

@@ -96,6 +96,9 @@ impl Readiness {
 /// Longest a question for numbers waits for the cores; then it is answered with what is known.
 const FRESH: Duration = Duration::from_millis(200);
 
+/// Between two questions for the shards that a start still opens.
+const OPENING: Duration = Duration::from_millis(10);
+
 /// A question that waits until every core told its newest numbers.
 struct Question {
     ticket: u64,
@@ -158,6 +161,11 @@ pub struct ControlThread {
     readiness: Arc<Readiness>,
     /// The metadata stopped, and that was said.
     failed: bool,
+    /// Durable shards that each core has not opened yet; None: it has not said since its start.
+    opening: Vec<Option<u32>>,
+    /// Every core opened its shards once.
+    serves: bool,
+    told_opening: Instant,
 }
 
 /// What a client is told of a proposal without an outcome.
@@ -198,6 +206,9 @@ impl ControlThread {
             started: Instant::now(),
             readiness,
             failed: false,
+            opening: vec![None; cores],
+            serves: false,
+            told_opening: Instant::now(),
             settings,
         };
         let blocks = control.begin().await?;
@@ -352,8 +363,35 @@ impl ControlThread {
             ToControl::Report(report) => {
                 self.connections[core] = report.connections;
                 self.answered[core] = self.answered[core].max(report.ticket);
+                if self.answered[core] > 0 {
+                    self.opening[core] = Some(report.opening);
+                }
+                if let Some(why) = &report.storage_failure {
+                    self.readiness.set_failed(format!("storage of core {core} failed: {why}"));
+                }
                 self.stats.take(&report);
             }
+        }
+    }
+
+    /// Asks the cores how many shards they still open. They get the table of streams before the question.
+    fn ask_for_opening(&mut self) {
+        self.ticket += 1;
+        for core in 0..usize::from(self.settings.cores) {
+            self.send(core, FromControl::ReportNow { ticket: self.ticket });
+        }
+    }
+
+    /// Ready once every core has opened its shards.
+    fn look_at_opening(&mut self) {
+        let left: u32 = self.opening.iter().flatten().sum();
+        if self.opening.iter().all(Option::is_some) && left == 0 {
+            self.serves = true;
+            self.readiness.set_ready();
+            crate::log::info("serving", &[]);
+        } else if self.told_opening.elapsed() >= Duration::from_secs(1) {
+            self.told_opening = Instant::now();
+            crate::log::info("opening shards", &[("left", &left.to_string())]);
         }
     }
 
@@ -434,7 +472,7 @@ impl ControlThread {
         let mut version = self.node.version();
         let mut draining: Option<tokio::time::Instant> = None;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        self.readiness.set_ready();
+        self.ask_for_opening();
         loop {
             let flushed = self.flush();
             let deadline = draining.unwrap_or_else(|| tokio::time::Instant::now() + HOUSEKEEPING);
@@ -444,6 +482,7 @@ impl ControlThread {
                 Ok(()) = version.changed() => self.tell_cores(),
                 () = tokio::time::sleep(RETRY), if !flushed => {}
                 () = tokio::time::sleep(FRESH), if !self.questions.is_empty() => {}
+                () = tokio::time::sleep(OPENING), if !self.serves => self.ask_for_opening(),
                 _ = terminate.recv(), if draining.is_none() => draining = Some(self.drain("SIGTERM")),
                 _ = interrupt.recv() => match draining {
                     None => draining = Some(self.drain("SIGINT")),
@@ -464,6 +503,9 @@ impl ControlThread {
                 self.on_joined(ended);
             }
             self.answer_questions();
+            if !self.serves && draining.is_none() {
+                self.look_at_opening();
+            }
             if let Some(why) = self.node.failure() {
                 self.fail(&why);
             }

@@ -665,6 +665,8 @@ impl Core {
         let mut report = CoreReport {
             ticket: self.report_ticket,
             connections: self.sessions.count() as u32,
+            opening: self.shards.store().map_or(0, |store| store.opening_count() as u32),
+            storage_failure: self.shards.store().and_then(|store| store.wal().poison()).map(|it| it.to_string()),
             ..CoreReport::default()
         };
         let Core { shards, fan_out, routes, .. } = self;

@@ -157,6 +157,10 @@ pub struct CoreReport {
     pub ticket: u64,
     /// Connections now.
     pub connections: u32,
+    /// Durable shards that are not open yet.
+    pub opening: u32,
+    /// Why storage takes nothing durable any more.
+    pub storage_failure: Option<String>,
     /// Shards owned here that changed.
     pub shards: Vec<ShardReport>,
     /// Shards with subscribers here that changed.

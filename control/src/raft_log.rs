@@ -17,6 +17,8 @@
 //! **See**: `raft_log/writer.rs` (the thread), `raft_log/recover.rs` (opening), `raft_frames.rs` (bytes).
 #![allow(clippy::result_large_err, reason = "the error type is openraft's")]
 
+#[cfg(test)]
+mod power_cut;
 mod probe;
 pub mod recover;
 mod writer;

@@ -149,6 +149,16 @@ fn check(mirror: &Mirror, folder: &Folder, snapshot: Option<LogId>) -> Result<()
 /// Opens the log of a folder, or makes it, for this node. `snapshot`: last entry that the newest snapshot covers.
 /// Blocks on the disk. The thread ends after the log was dropped.
 pub fn open(folder: &Folder, node: NodeId, snapshot: Option<LogId>) -> Result<(RaftLog, JoinHandle<()>), OpenError> {
+    open_over(folder, node, snapshot, raft_engine::env::DefaultFileSystem)
+}
+
+/// The same over another file system: for tests of what a power cut leaves.
+pub(super) fn open_over<F: FileSystem + 'static>(
+    folder: &Folder,
+    node: NodeId,
+    snapshot: Option<LogId>,
+    files: F,
+) -> Result<(RaftLog, JoinHandle<()>), OpenError> {
     let path = folder.log();
     let synced = folder.synced()?;
     if path.exists() {
@@ -157,7 +167,7 @@ pub fn open(folder: &Folder, node: NodeId, snapshot: Option<LogId>) -> Result<(R
     } else if synced.writes() > 0 {
         return Err(damaged(&path, "it is missing"));
     }
-    let engine = open_engine(&path, raft_engine::env::DefaultFileSystem)?;
+    let engine = open_engine(&path, files)?;
     let mirror = load(&engine, &path, synced.writes())?;
     // raft-engine syncs its files, but not the name of the first one.
     for folder in [path.as_path(), folder.path()] {

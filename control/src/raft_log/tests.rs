@@ -17,17 +17,29 @@ use std::thread::JoinHandle;
 
 const NODE: NodeId = NodeId(7);
 
-struct Place(PathBuf);
+pub(super) struct Place(PathBuf);
 
 impl Place {
-    fn new() -> Place {
+    pub(super) fn new() -> Place {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         Place(std::env::temp_dir().join(format!("felix-raft-log-{}-{count}", std::process::id())))
     }
 
-    fn open(&self) -> Result<Opened, OpenError> {
-        let folder = Folder::open(&self.0, Identity { cluster: ClusterId(1), node: NODE })?;
+    pub(super) fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        NODE
+    }
+
+    pub(super) fn folder(&self) -> Result<Folder, OpenError> {
+        Folder::open(&self.0, Identity { cluster: ClusterId(1), node: NODE })
+    }
+
+    pub(super) fn open(&self) -> Result<Opened, OpenError> {
+        let folder = self.folder()?;
         let (log, thread) = recover::open(&folder, NODE, Some(id(9, 1_000_000)))?;
         Ok(Opened { log, thread })
     }
@@ -47,7 +59,7 @@ impl Place {
         found
     }
 
-    fn put(&self, files: &[(PathBuf, Vec<u8>)]) {
+    pub(super) fn put(&self, files: &[(PathBuf, Vec<u8>)]) {
         let _ = std::fs::remove_dir_all(&self.0);
         std::fs::create_dir_all(self.0.join("log")).unwrap();
         for (path, bytes) in files {
@@ -62,22 +74,22 @@ impl Drop for Place {
     }
 }
 
-struct Opened {
-    log: RaftLog,
-    thread: JoinHandle<()>,
+pub(super) struct Opened {
+    pub(super) log: RaftLog,
+    pub(super) thread: JoinHandle<()>,
 }
 
 impl Opened {
-    fn run<T>(&mut self, work: impl AsyncFnOnce(&mut RaftLog) -> T) -> T {
+    pub(super) fn run<T>(&mut self, work: impl AsyncFnOnce(&mut RaftLog) -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(work(&mut self.log))
     }
 
-    fn append(&mut self, entries: Vec<RaftEntry>) -> Result<(), StorageError> {
+    pub(super) fn append(&mut self, entries: Vec<RaftEntry>) -> Result<(), StorageError> {
         self.run(async |log| log.blocking_append(entries).await)
     }
 
-    fn texts(&self) -> Vec<(u64, u64, String)> {
+    pub(super) fn texts(&self) -> Vec<(u64, u64, String)> {
         let text = |payload: &EntryPayload<RaftTypes>| match payload {
             EntryPayload::Normal(EntryBytes(bytes)) => match Entry::decode(bytes).unwrap().action {
                 Action::Client(Command::DeleteStream { name }) => name.stream().to_string(),
@@ -89,13 +101,13 @@ impl Opened {
         entries.iter().map(|it| (it.log_id.index, it.log_id.leader_id.term, text(&it.payload))).collect()
     }
 
-    fn close(self) {
+    pub(super) fn close(self) {
         drop(self.log);
         self.thread.join().unwrap();
     }
 }
 
-fn id(term: u64, index: u64) -> LogId {
+pub(super) fn id(term: u64, index: u64) -> LogId {
     LogId::new(LeaderId::new(term, NODE.0), index)
 }
 
@@ -107,7 +119,7 @@ fn entry(term: u64, index: u64) -> RaftEntry {
     RaftEntry { log_id: id(term, index), payload }
 }
 
-fn entries(term: u64, indexes: std::ops::Range<u64>) -> Vec<RaftEntry> {
+pub(super) fn entries(term: u64, indexes: std::ops::Range<u64>) -> Vec<RaftEntry> {
     indexes.map(|index| entry(term, index)).collect()
 }
 

@@ -14,6 +14,8 @@ use crate::raft_frames::LogHead;
 use crate::raft_types::RaftTypes;
 use openraft::storage::LogFlushed;
 use protobuf::well_known_types::BytesValue;
+use raft_engine::env::FileSystem;
+use raft_engine::internals::FilePipeLog;
 use raft_engine::{Command, Engine, LogBatch};
 use std::io::{Error, Result};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -65,7 +67,10 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(engine: Engine, synced: SyncedFile) -> Result<(Writer, JoinHandle<()>)> {
+    pub(super) fn start<F: FileSystem + 'static>(
+        engine: Engine<F, FilePipeLog<F>>,
+        synced: SyncedFile,
+    ) -> Result<(Writer, JoinHandle<()>)> {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = std::thread::Builder::new().name("felix-meta-log".into());
         let thread = thread.spawn(move || {
@@ -89,7 +94,7 @@ impl Writer {
     }
 }
 
-fn run(engine: &Engine, mut synced: SyncedFile, jobs: &Receiver<Job>) {
+fn run<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, mut synced: SyncedFile, jobs: &Receiver<Job>) {
     let mut failed: Option<String> = None;
     loop {
         let job = match jobs.recv_timeout(IDLE) {
@@ -105,7 +110,7 @@ fn run(engine: &Engine, mut synced: SyncedFile, jobs: &Receiver<Job>) {
             Some(why) => Err(format!("an earlier write failed: {why}")),
             // raft-engine panics when a sync fails.
             None => caught(|| write(engine, &mut synced, entries, &head, compact))
-                .unwrap_or_else(|| Err("the write or its sync failed".to_string())),
+                .unwrap_or_else(|| Err("the write or its sync failed: raft-engine panicked".to_string())),
         };
         if let Err(why) = &result {
             failed.get_or_insert_with(|| why.clone());
@@ -124,8 +129,8 @@ fn run(engine: &Engine, mut synced: SyncedFile, jobs: &Receiver<Job>) {
     let _ = synced.sync();
 }
 
-fn write(
-    engine: &Engine,
+fn write<F: FileSystem>(
+    engine: &Engine<F, FilePipeLog<F>>,
     synced: &mut SyncedFile,
     entries: Vec<(u64, Vec<u8>)>,
     head: &LogHead,
