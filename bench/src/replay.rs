@@ -295,19 +295,24 @@ pub fn run(common: &Common, args: &ReplayArgs) -> Result<(), Error> {
         report.done();
         rows.push(row);
     }
-    let (disk_one, disk_many, relay) = if args.no_floors { (0.0, 0.0, 0.0) } else { floors(common, &data, bytes)? };
+    let floors = if args.no_floors { None } else { Some(floors(common, &data, bytes)?) };
+    let (disk_one, disk_many, relay) = (floors.map(|it| it.0), floors.map(|it| it.1), floors.map(|it| it.2));
+    let told = |rate: Option<f64>| rate.map_or_else(|| "-".to_string(), |rate| format!("{rate:.0}"));
     let of = |what: fn(&ReplayRow) -> f64| Spread::of(&rows.iter().map(what).collect::<Vec<_>>());
     let (rate, tail) = (of(|row| row.replay_mb_per_s), of(|row| row.ratio_tail_p99));
     let crowded =
         rows.iter().filter(|row| row.others_percent > OTHERS_MAX_PERCENT || row.steal_percent > STEAL_MAX_PERCENT);
     let void = crowded.count() * 2 > rows.len();
     report.say(&format!(
-        "\nreplay of {:.2} GiB: {:.0} [{:.0}..{:.0}] MB/s; disk {disk_one:.0} MB/s one read at a time, {disk_many:.0} MB/s \
-         {READS_AT_A_TIME} at a time; bare relay {relay:.0} MB/s; tail p99 during / without {:.2} [{:.2}..{:.2}]{}",
+        "\nreplay of {:.2} GiB: {:.0} [{:.0}..{:.0}] MB/s; disk {} MB/s one read at a time, {} MB/s \
+         {READS_AT_A_TIME} at a time; bare relay {} MB/s; tail p99 during / without {:.2} [{:.2}..{:.2}]{}",
         args.gib,
         rate.median,
         rate.min,
         rate.max,
+        told(disk_one),
+        told(disk_many),
+        told(relay),
         tail.median,
         tail.min,
         tail.max,
