@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run stop build test check fix tidy fuzz interop sim bench bench-check bench-baselines bench-compare e2e doc deny clean
+.PHONY: help setup run stop build test check fix tidy fuzz interop sim enospc bench bench-durable bench-check bench-baselines bench-compare e2e doc deny clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,13 @@ fuzz: setup ## every decoder under the fuzzer, FUZZ_SECONDS each (default 30)
 bench: build ## reproduce the numbers: bench/RESULTS.md and bench/plots (under 15 minutes; wants the machine for itself)
 	@scripts/setup.sh bench
 	@scripts/bench.sh
+
+bench-durable: build ## acks and replay beside disk, JetStream and Redis Streams, into bench/RESULTS.md (DATA=folder on the disk)
+	@scripts/setup.sh durable
+	@scripts/bench-durable.sh
+
+enospc: build ## a publisher fills a small disk of a broker (root and a loop device; skips without)
+	@scripts/enospc.sh
 
 bench-check: build ## instructions, allocations and cost beside the bare relay, against bench/baselines
 	@scripts/setup.sh valgrind

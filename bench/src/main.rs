@@ -10,6 +10,8 @@
 //! connections  memory per idle connection, first record of a new subscriber among them, reconnect storm
 //! soak         many records through, none lost or reordered, memory looked at
 //! compare      two builds of the broker in turn
+//! durable      ack latency and acks per second of every durability, beside the disk, JetStream and Redis Streams
+//! replay       history read from the beginning, beside disk and relay; the tail of another stream meanwhile
 //! check        cost beside the bare relay against the ratios in bench/baselines
 //! results      tables and plots from JSON lines
 //! floor, role  serve as the bare relay, drive some of the clients (started by the others)
@@ -22,10 +24,12 @@
 //!
 //! **See**: `load.rs` (the loop), `party.rs` (the clients), `servers.rs` (who is measured), `floors/` (what is possible).
 
+mod acks;
 mod cell;
 mod check;
 mod compare;
 mod connections;
+mod durable;
 mod floors;
 mod grid;
 mod ground;
@@ -36,6 +40,7 @@ mod party;
 mod peers;
 mod plot;
 mod quic_party;
+mod replay;
 mod report;
 mod results;
 mod roles;
@@ -238,6 +243,20 @@ enum Command {
         #[arg(long)]
         minutes: Option<u64>,
     },
+    /// What an acknowledged record costs: every durability of Felix, the disk alone, JetStream, Redis Streams in turn.
+    Durable {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: durable::DurableArgs,
+    },
+    /// History of a durable stream read back, beside the disk, the bare relay and the tail of another stream.
+    Replay {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        args: replay::ReplayArgs,
+    },
     /// CPU of an idle broker.
     Idle {
         #[command(flatten)]
@@ -287,6 +306,8 @@ fn main() -> Result<(), Error> {
         }
         Command::Compare { common, base } => compare::run(&common, &base),
         Command::Check { common, baseline, write } => check::run(&common, &baseline, write),
+        Command::Durable { common, args } => durable::run(&common, &args),
+        Command::Replay { common, args } => replay::run(&common, &args),
         Command::Results { file, page, plots } => results::run(&file, &page, &plots),
         Command::Idle { common } => machine::idle(&common),
         Command::Floor { listen, pki, wait, cpu, udp_payload, report } => {

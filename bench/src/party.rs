@@ -72,7 +72,7 @@ pub enum Role {
     Subscriber,
 }
 
-/// Calls back with (intended send time, number) of a record.
+/// Calls back with (intended send time, number) of a record; with (0, number) of an own record that was acknowledged.
 pub type OnRecord<'a> = dyn FnMut(u64, u64) + 'a;
 
 /// One connection, polled by its owner.

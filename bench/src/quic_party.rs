@@ -10,8 +10,9 @@ use crate::Error;
 use crate::lean::Lean;
 use crate::party::{OnRecord, Party, Role};
 use crate::servers::Target;
-use crate::wire::{Batcher, CHANNEL, Unbatcher, create_stream, hello, open_channel, subscribe};
+use crate::wire::{Batcher, CHANNEL, STREAM, Unbatcher, create_stream_as, hello, open_channel_to, subscribe_to};
 use felix_protocol::frame::Start;
+use felix_protocol::metadata::StreamSpec;
 use felix_quic::Connector;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -28,12 +29,38 @@ pub struct QuicParty {
     incoming: Vec<u8>,
 }
 
+/// Which stream of a broker, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Its name.
+    pub stream: &'a str,
+    /// What a publisher makes it with, before anything else.
+    pub spec: StreamSpec,
+    /// A publisher wants acks: `receive` tells them.
+    pub acks: bool,
+    /// Where a subscriber begins.
+    pub start: Start,
+}
+
 impl QuicParty {
     /// Connects and takes the role.
     pub fn connect(
         target: &Target,
         connector: &mut Connector,
         role: Role,
+        value_bytes: usize,
+        buffer: &mut [u8],
+    ) -> Result<QuicParty, Error> {
+        let terms = Terms { stream: STREAM, spec: StreamSpec::default(), acks: false, start: Start::Latest };
+        QuicParty::connect_to(target, connector, role, &terms, value_bytes, buffer)
+    }
+
+    /// Connects and takes the role on a stream; the bare relay has only one.
+    pub fn connect_to(
+        target: &Target,
+        connector: &mut Connector,
+        role: Role,
+        terms: &Terms,
         value_bytes: usize,
         buffer: &mut [u8],
     ) -> Result<QuicParty, Error> {
@@ -45,17 +72,18 @@ impl QuicParty {
         }
         match (role, framed) {
             (Role::Publisher, true) => {
-                create_stream(&mut lean, buffer)?;
-                open_channel(&mut lean, false, buffer)?;
+                create_stream_as(&mut lean, terms.stream, terms.spec, buffer)?;
+                open_channel_to(&mut lean, terms.stream, terms.acks, buffer)?;
             }
-            (Role::Subscriber, true) => subscribe(&mut lean, Start::Latest, buffer)?,
+            (Role::Subscriber, true) => subscribe_to(&mut lean, terms.stream, terms.start, buffer)?,
             (Role::Publisher, false) => lean.write_all(0, b"P", buffer)?,
             (Role::Subscriber, false) => lean.write_all(0, b"S", buffer)?,
         }
+        let acks = (terms.acks && role == Role::Publisher).then_some(terms.spec.durability);
         Ok(QuicParty {
             lean,
             batcher: Batcher::new(value_bytes, framed),
-            unbatcher: Unbatcher::default(),
+            unbatcher: Unbatcher::of_acks(acks),
             channel: if framed { CHANNEL } else { 0 },
             framed,
             value_bytes,

@@ -8,11 +8,12 @@
 
 use crate::Error;
 use crate::cell::Row;
+use crate::durable::{DurableSummary, maybe_ratio};
 use crate::plot::{Axis, Line, Plot, load_font};
 use crate::report::ratio;
 use crate::series::Summary;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -51,6 +52,7 @@ pub fn run(file: &Path, page: &Path, plots: &Path) -> Result<(), Error> {
     }
     floors(&mut out, &lines)?;
     tables(&mut out, &summaries)?;
+    durable(&mut out, &of("durable-summary"))?;
     others(&mut out, &lines)?;
     settings(&mut out, &rows)?;
     let void = rows.iter().filter(|row| row.is_void()).count();
@@ -160,6 +162,71 @@ fn tables(out: &mut String, summaries: &[Summary]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Acknowledged records: a table per load and size.
+fn durable(out: &mut String, lines: &[Value]) -> Result<(), Error> {
+    let summaries = lines.iter().cloned().map(serde_json::from_value).collect::<Result<Vec<DurableSummary>, _>>()?;
+    // The floor's own row has no rate; runs of one load stand together as they were written.
+    let mut tables: Vec<Vec<&DurableSummary>> = Vec::new();
+    for it in &summaries {
+        let new = tables.last().and_then(|table| table.first()).is_none_or(|first| {
+            let same = |a: &DurableSummary, b: &DurableSummary| {
+                a.last.in_flight == b.last.in_flight && a.last.value_bytes == b.last.value_bytes
+            };
+            !same(first, it)
+                || tables.last().is_some_and(|table| {
+                    table.iter().any(|other| other.last.system == it.last.system && other.last.wait == it.last.wait)
+                })
+        });
+        if new {
+            tables.push(Vec::new());
+        }
+        tables.last_mut().into_iter().for_each(|table| table.push(it));
+    }
+    if !tables.is_empty() {
+        writeln!(
+            out,
+            "## Acknowledged records\n\nLatency from the intended send time to the ack. `disk-floor` is an O_DIRECT write and \
+             fdatasync, one after the other, of as many records as are in flight. Ratios are this / first line.\n"
+        )?;
+    }
+    for table in tables {
+        let last = &table.last().ok_or("an empty table")?.last;
+        let load = last.rate.map_or_else(|| "as fast as it goes".to_string(), |rate| format!("{rate} records/s"));
+        writeln!(out, "### {} B, {load}, {} in flight\n", last.value_bytes, last.in_flight)?;
+        writeln!(
+            out,
+            "| system | wait | p50 us | p99 us | p99.9 us | acks/s | cost ns | ratio p50 | ratio p99 | ratio acks/s | |"
+        )?;
+        writeln!(out, "|---|---|---|---|---|---|---|---|---|---|---|")?;
+        for it in table {
+            writeln!(
+                out,
+                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {} | {} | {} | {} |",
+                it.last.system,
+                it.last.wait,
+                it.p50_us.median,
+                it.p99_us.median,
+                it.p999_us.median,
+                it.acks_per_s.median,
+                it.cost_ns.median,
+                maybe_ratio(it.ratio_p50),
+                maybe_ratio(it.ratio_p99),
+                maybe_ratio(it.ratio_rate),
+                if it.void { "VOID" } else { "" }
+            )?;
+        }
+        writeln!(out)?;
+    }
+    let all: BTreeSet<(&str, &str)> = summaries.iter().map(|it| (&*it.last.system, &*it.last.settings)).collect();
+    for (name, settings) in all {
+        writeln!(out, "- {name}: {settings}")?;
+    }
+    if !summaries.is_empty() {
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
 fn others(out: &mut String, lines: &[Value]) -> Result<(), Error> {
     let mut list = String::new();
     for line in lines {
@@ -208,6 +275,19 @@ fn others(out: &mut String, lines: &[Value]) -> Result<(), Error> {
                 text("records_per_s"),
                 line["rss_mib_min"],
                 line["rss_mib_max"]
+            )?,
+            "replay-summary" => writeln!(
+                list,
+                "- Replay of {} GiB, {}: {:.0} MB/s; disk {} MB/s one read at a time, {} MB/s four at a time, bare relay {} MB/s; \
+                 p99 of another stream's tail is {:.2} times that without{}",
+                line["gib"],
+                text("system"),
+                line["replay_mb_per_s"]["median"].as_f64().unwrap_or(f64::NAN),
+                text("disk_mb_per_s"),
+                text("disk_many_mb_per_s"),
+                text("relay_mb_per_s"),
+                line["ratio_tail_p99"]["median"].as_f64().unwrap_or(f64::NAN),
+                if line["void"] == true { " VOID" } else { "" }
             )?,
             "idle" => writeln!(list, "- Idle broker, {}: {} % of a CPU", text("wait"), text("cpu_percent"))?,
             _ => {}
@@ -298,6 +378,8 @@ fn draw(rows: &[Row], plots: &Path) -> Result<Vec<(String, String)>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::durable::tests::row as durable_row;
+    use crate::durable::{DurableRow, summarise};
     use crate::party::System;
     use crate::series::tests::row;
 
@@ -315,6 +397,21 @@ mod tests {
                 writeln!(text, "{value}").unwrap();
             }
         }
+        for (system, rate, in_flight) in
+            [("disk-floor", None, 1), ("felix-each", Some(200), 1), ("disk-floor", None, 64), ("felix-each", None, 64)]
+        {
+            let row = DurableRow { system: system.into(), rate, in_flight, ..durable_row(77.0, 0.0) };
+            let summary = summarise(&[Some(row.clone())], &[Some(row)]).unwrap();
+            let mut value = serde_json::to_value(&summary).unwrap();
+            value["bench"] = "durable-summary".into();
+            writeln!(text, "{value}").unwrap();
+        }
+        let spread = serde_json::json!({"median": 321.0, "min": 1.0, "max": 2.0});
+        let replay = serde_json::json!({
+            "bench": "replay-summary", "gib": 4, "system": "felix-group", "replay_mb_per_s": spread,
+            "ratio_tail_p99": spread, "disk_mb_per_s": 800.5, "disk_many_mb_per_s": 900, "relay_mb_per_s": 500, "void": false,
+        });
+        writeln!(text, "{replay}").unwrap();
         writeln!(text, r#"{{"bench":"knee","system":"felix","bound_us":1000,"rate":77,"subscribers":10}}"#).unwrap();
         std::fs::write(&file, text).unwrap();
         if load_font().is_err() {
@@ -324,6 +421,15 @@ mod tests {
         run(&file, &folder.join("R.md"), &folder.join("plots")).unwrap();
         let page = std::fs::read_to_string(folder.join("R.md")).unwrap();
         assert!(page.contains("up to 77 records/s"), "{page}");
+        for expected in [
+            "### 1024 B, 200 records/s, 1 in flight",
+            "### 1024 B, as fast as it goes, 64 in flight",
+            "| felix-each | - | 77.0 |",
+            "Replay of 4 GiB, felix-group: 321 MB/s; disk 800.50 MB/s",
+        ] {
+            assert!(page.contains(expected), "{expected} is not in {page}");
+        }
+        assert_eq!(page.matches("| disk-floor |").count(), 2, "{page}");
         for name in ["percentiles-1x256b-1000-busy-1c-1452", "time-1x256b-1000-busy-1c-1452", "throughput-1x256b-busy"]
         {
             assert!(page.contains(name), "{name} is not in {page}");

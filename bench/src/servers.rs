@@ -62,7 +62,12 @@ impl Server {
 
     /// Starts a broker.
     pub fn broker(common: &Common) -> Result<Server, Error> {
-        let folder = fresh_folder()?;
+        Server::broker_in(common, &std::env::temp_dir())
+    }
+
+    /// Starts a broker whose data folder is made below `parent`.
+    pub fn broker_in(common: &Common, parent: &Path) -> Result<Server, Error> {
+        let folder = fresh_folder(parent)?;
         let (addr, http) = (free_port()?, free_port()?);
         let cpus = (0..common.cores).map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(",");
         let mut command = Command::new(&common.broker);
@@ -80,13 +85,13 @@ impl Server {
         let settings = format!("--cores {} --cpus {cpus} --wait {}", common.cores, common.wait.name());
         let target = Target { system: System::Felix, addr, pki: folder.join("dev-pki") };
         let server = Server { child, target, settings, folder, http: Some(http) };
-        server.wait_until("the broker did not start", || is_ready(http))?;
+        server.wait_until("the broker did not start", || is_ready(http), Duration::from_secs(20))?;
         Ok(server)
     }
 
     /// Starts the bare relay with certificates of a broker.
     pub fn floor(common: &Common, pki: &Path) -> Result<Server, Error> {
-        let folder = fresh_folder()?;
+        let folder = fresh_folder(&std::env::temp_dir())?;
         let addr = free_port()?;
         let mut command = Command::new(std::env::current_exe()?);
         on_cpus(&mut command, None);
@@ -107,9 +112,27 @@ impl Server {
     }
 
     fn peer(system: System, pki: &Path) -> Result<Server, Error> {
-        let folder = fresh_folder()?;
+        Server::peer_in(system, pki, &std::env::temp_dir(), |addr, folder| {
+            crate::peers::start::command(system, addr, pki, folder)
+        })
+    }
+
+    /// Starts a peer that syncs before it acknowledges, with its data below `parent`.
+    pub fn durable_peer(system: System, nats: &Path, pki: &Path, parent: &Path) -> Result<Server, Error> {
+        Server::peer_in(system, pki, parent, |addr, folder| {
+            crate::peers::start::durable(system, nats, addr, pki, folder)
+        })
+    }
+
+    fn peer_in(
+        system: System,
+        pki: &Path,
+        parent: &Path,
+        command: impl FnOnce(SocketAddr, &Path) -> Result<(Command, String), Error>,
+    ) -> Result<Server, Error> {
+        let folder = fresh_folder(parent)?;
         let addr = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let (mut command, settings) = crate::peers::start::command(system, addr, pki, &folder)?;
+        let (mut command, settings) = command(addr, &folder)?;
         on_cpus(&mut command, Some(SERVER_CPU));
         let log = std::fs::File::create(folder.join("log"))?;
         let program = command.get_program().to_string_lossy().to_string();
@@ -120,13 +143,26 @@ impl Server {
             .spawn()
             .map_err(|error| format!("cannot start {program}: {error}; scripts/setup.sh bench installs it"))?;
         let target = Target { system, addr, pki: pki.to_path_buf() };
-        let server = Server { child, target, settings, folder, http: None };
-        server.wait_until("the peer did not start", || TcpStream::connect(addr).is_ok())?;
+        let mut server = Server { child, target, settings, folder, http: None };
+        server.wait_for_peer(addr)?;
         Ok(server)
     }
 
-    fn wait_until(&self, what: &str, ready: impl Fn() -> bool) -> Result<(), Error> {
+    /// A configuration that a peer does not take ends it: said at once, with its own words.
+    fn wait_for_peer(&mut self, addr: SocketAddr) -> Result<(), Error> {
         let give_up = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(addr).is_err() {
+            let ended = self.child.try_wait()?.is_some();
+            if ended || Instant::now() > give_up {
+                self.wait_until("the peer did not start", || false, Duration::ZERO)?;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    fn wait_until(&self, what: &str, ready: impl Fn() -> bool, patience: Duration) -> Result<(), Error> {
+        let give_up = Instant::now() + patience;
         while !ready() {
             if Instant::now() > give_up {
                 let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
@@ -196,11 +232,11 @@ fn on_cpus(command: &mut Command, one: Option<usize>) {
     }
 }
 
-fn fresh_folder() -> Result<PathBuf, Error> {
+fn fresh_folder(parent: &Path) -> Result<PathBuf, Error> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
-    let folder = std::env::temp_dir().join(format!("felix-bench-{}-{nanos}-{count}", std::process::id()));
+    let folder = parent.join(format!("felix-bench-{}-{nanos}-{count}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
 }

@@ -17,8 +17,9 @@ use felix_protocol::frame::{
 };
 use felix_protocol::frame_stream::FrameStream;
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence, ShardIndex};
-use felix_protocol::metadata::{Command, StreamSpec};
+use felix_protocol::metadata::{Command, Durability, StreamSpec};
 use felix_protocol::names::StreamName;
+use felix_protocol::position::Offset;
 use felix_protocol::version::{WireVersion, feature};
 use std::time::{Duration, Instant};
 
@@ -26,10 +27,6 @@ use std::time::{Duration, Instant};
 pub const STREAM: &str = "bench/bench/stream";
 /// QUIC stream of the publish channel.
 pub const CHANNEL: u64 = 4;
-
-fn name() -> Result<StreamName, Error> {
-    Ok(StreamName::parse(STREAM)?)
-}
 
 /// A Hello.
 pub fn hello_frame() -> Vec<u8> {
@@ -52,20 +49,32 @@ pub fn hello(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
     await_reply(lean, 0, FrameType::Welcome, buffer)
 }
 
-/// Makes the stream.
+/// Makes the stream of every measurement.
 pub fn create_stream(lean: &mut Lean, buffer: &mut [u8]) -> Result<(), Error> {
+    create_stream_as(lean, STREAM, StreamSpec::default(), buffer)
+}
+
+/// Makes a stream.
+pub fn create_stream_as(lean: &mut Lean, name: &str, spec: StreamSpec, buffer: &mut [u8]) -> Result<(), Error> {
     let mut out = Vec::new();
-    let command = Command::CreateStream { name: name()?, spec: StreamSpec::default(), create_parents: true };
-    Frame::Admin(Admin { idempotency_key: 1, command }).encode(1, &mut out);
+    let command = Command::CreateStream { name: StreamName::parse(name)?, spec, create_parents: true };
+    // One key per stream: the same command again is the same change.
+    let idempotency_key = name.bytes().fold(1, |key: u128, byte| key.wrapping_mul(257).wrapping_add(byte.into()));
+    Frame::Admin(Admin { idempotency_key, command }).encode(1, &mut out);
     lean.write_all(0, &out, buffer)?;
     await_reply(lean, 0, FrameType::AdminReply, buffer)
 }
 
-/// Subscribes to shard 0 from latest.
+/// Subscribes to shard 0 of the stream of every measurement.
 pub fn subscribe(lean: &mut Lean, start: Start, buffer: &mut [u8]) -> Result<(), Error> {
+    subscribe_to(lean, STREAM, start, buffer)
+}
+
+/// Subscribes to shard 0 of a stream.
+pub fn subscribe_to(lean: &mut Lean, name: &str, start: Start, buffer: &mut [u8]) -> Result<(), Error> {
     let mut out = Vec::new();
     Frame::Subscribe(Subscribe {
-        stream_name: name()?,
+        stream_name: StreamName::parse(name)?,
         stream: None,
         shard_index: ShardIndex(0),
         start,
@@ -79,11 +88,16 @@ pub fn subscribe(lean: &mut Lean, start: Start, buffer: &mut [u8]) -> Result<(),
     await_reply(lean, 0, FrameType::Subscribed, buffer)
 }
 
-/// Opens the publish channel.
+/// Opens the publish channel of the stream of every measurement.
 pub fn open_channel(lean: &mut Lean, acks: bool, buffer: &mut [u8]) -> Result<(), Error> {
+    open_channel_to(lean, STREAM, acks, buffer)
+}
+
+/// Opens the publish channel of shard 0 of a stream.
+pub fn open_channel_to(lean: &mut Lean, name: &str, acks: bool, buffer: &mut [u8]) -> Result<(), Error> {
     let mut out = Vec::new();
     Frame::OpenChannel(OpenChannel {
-        stream_name: name()?,
+        stream_name: StreamName::parse(name)?,
         stream: None,
         shard_index: ShardIndex(0),
         flags: if acks { CHANNEL_ACKS } else { 0 },
@@ -169,9 +183,18 @@ pub struct Unbatcher {
     frames: FrameStream,
     bytes: Vec<u8>,
     delivery_number: u64,
+    /// What acks must be worth, where they are expected.
+    acks: Option<Durability>,
+    acked: u64,
+    next_offset: Offset,
 }
 
 impl Unbatcher {
+    /// For a publisher whose acks must be worth this; None: it wants none.
+    pub fn of_acks(acks: Option<Durability>) -> Unbatcher {
+        Unbatcher { acks, ..Unbatcher::default() }
+    }
+
     /// Calls back with (send time, number) of every whole record. Broker frames are checked for holes.
     pub fn take(
         &mut self,
@@ -202,6 +225,21 @@ impl Unbatcher {
                     for record in view.body.records(view.body.values) {
                         let (time, number) = stamp(record?.value);
                         on_record(time, number);
+                    }
+                }
+                Frame::PublishAck(ack) if self.acks.is_some() => {
+                    if self.acks != Some(ack.durability) {
+                        return Err(
+                            format!("acks are worth {:?}, asked was for {:?}", ack.durability, self.acks).into()
+                        );
+                    }
+                    for offset in ack.base_offsets {
+                        if offset < self.next_offset {
+                            return Err(format!("an ack for offset {offset} where {} is due", self.next_offset).into());
+                        }
+                        self.next_offset = Offset(offset.0 + 1);
+                        on_record(0, self.acked);
+                        self.acked += 1;
                     }
                 }
                 // What a slow subscriber missed shows in the numbers of the records.

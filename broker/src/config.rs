@@ -7,6 +7,7 @@
 //! **See**: `boot.rs`, which turns it into a running broker.
 
 use crate::io::wait::WaitMode;
+use crate::tools::args;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +29,15 @@ pub enum Command {
     Dev(DevArgs),
     /// Checks whether this machine can run a broker, and says what to change if not.
     SelfCheck(CheckArgs),
+    /// Verifies the data folder of a stopped broker, byte by byte.
+    #[command(after_help = args::CHECK_HELP)]
+    Check(args::CheckArgs),
+    /// Shows what is in a segment, a meta or the WALs of a data folder.
+    #[command(after_help = args::DUMP_HELP)]
+    Dump(args::DumpArgs),
+    /// Carries out a decision about damage in a data folder; a dry run without --i-understand.
+    #[command(after_help = args::REPAIR_HELP)]
+    Repair(args::RepairArgs),
 }
 
 const DEV_HELP: &str = "Examples:

@@ -245,6 +245,17 @@ impl DataFolder {
     }
 }
 
+/// Why a broker would refuse to start on this folder, as far as the files here tell; for offline tools. Changes nothing.
+pub fn inspect(path: &Path) -> Result<(), DataFolderError> {
+    let node = path.join("node.toml");
+    let Some(identity) = read_identity(&node)? else {
+        let reason = "it says who this node is, and the folder has records or metadata".to_string();
+        return Err(DataFolderError::Missing { path: node, reason });
+    };
+    let finished = check_format(&path.join("format"), &identity)?;
+    check_parts(path, finished, read_session(&path.join("session"))?)
+}
+
 /// Takes the lock of a data folder; it lasts as long as the file is open.
 pub fn lock(folder: &Path) -> Result<File, DataFolderError> {
     let path = folder.join("lock");

@@ -7,6 +7,7 @@
 //!                      |                       `  -> delivery   fan-out to subscribers
 //!                      `-> io  sockets, mesh, executor, waiting: the only place that names glommio
 //!         control_thread -> felix_control, stats_book, http, tls_files
+//! main -> tools -> offline_disk         check, dump, repair: without a broker
 //! ```
 //!
 //! **Invariants**: cores share nothing but immutable batches; they speak only through the mesh.
@@ -35,6 +36,7 @@ pub mod links;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod offline_disk;
 pub mod principal;
 pub mod publish;
 pub mod requests;
@@ -44,3 +46,4 @@ pub mod session;
 pub mod stats_book;
 pub mod storage_log;
 pub mod tls_files;
+pub mod tools;

@@ -1,6 +1,7 @@
 //! **What**: the `felix-broker` program.
 //!
-//! **Invariants**: exit code 0 only after an orderly stop; an error is one sentence on stderr and code 1.
+//! **Invariants**: exit code 0 only after an orderly stop; an error is one sentence on stderr and code 1. The offline tools
+//! have codes of their own (their help).
 //! A panic on any thread aborts the process: a broken invariant must not serve. The one exception is a panic of
 //! raft-engine, its way to tell of a failed disk, which `felix_control` catches and tells as an error.
 //!
@@ -12,6 +13,7 @@ use clap::Parser;
 use felix_broker::boot;
 use felix_broker::config::{Cli, Command};
 use felix_broker::io::bind::SocketBuffers;
+use felix_broker::tools;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -30,6 +32,9 @@ fn main() -> ExitCode {
                 println!("this machine can run a broker with {cores} core(s); CPUs {cpus:?}");
             })
         }
+        Command::Check(args) => return tools::exit("check", tools::check(&args)),
+        Command::Dump(args) => return tools::exit("dump", tools::dump(&args)),
+        Command::Repair(args) => return tools::exit("repair", tools::repair(&args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,15 +10,19 @@
 //!
 //! **See**: `tcp.rs`, `start.rs` (how the servers are set up).
 
+mod jetstream;
 mod mqtt;
 mod nats;
 mod redis;
+mod redis_stream;
 pub mod start;
 mod tcp;
 
+pub use jetstream::JetStream;
 pub use mqtt::Mqtt;
 pub use nats::Nats;
 pub use redis::Redis;
+pub use redis_stream::RedisStream;
 pub use tcp::{TcpParty, Tls};
 
 use crate::Error;
@@ -33,6 +37,8 @@ pub enum Piece<'a> {
     Record(&'a [u8]),
     /// The answer to the hello or to the subscription.
     Answer,
+    /// The oldest record under way is stored. Its place in the server's log, where the server tells it: 0, 1, ...
+    Stored(Option<u64>),
     /// The server wants these bytes back.
     Reply(&'static [u8]),
     /// Nothing that matters.

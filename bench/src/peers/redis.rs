@@ -61,7 +61,7 @@ impl Protocol for Redis {
 }
 
 /// A bulk string or a number.
-fn bulk(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Error> {
+pub(super) fn bulk(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, Error> {
     let Some((text, head)) = line(bytes)? else { return Ok(None) };
     match text.first() {
         Some(b':') => Ok(Some((&text[1..], head))),

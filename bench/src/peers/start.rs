@@ -5,6 +5,8 @@
 //! | NATS | `GOMAXPROCS=1`; `max_pending` 256 MB | one CPU without the Go scheduler looking for others; a burst does not end a subscriber |
 //! | Redis | `save ""`, `appendonly no`; `client-output-buffer-limit pubsub 0 0 0` | no disk; a burst does not end a subscriber |
 //! | Mosquitto | `set_tcp_nodelay true`; `max_queued_messages 0`, `max_queued_bytes 0`; `sys_interval 0`, `persistence false` | no delayed small packets (off by default); nothing dropped; no disk, no work of its own |
+//! | JetStream | `sync_interval: always`, file store | an ack after the sync, as with durability `each` and `group` |
+//! | Redis Streams | `appendonly yes`, `appendfsync always`, `auto-aof-rewrite-percentage 0` | an answer after the sync; no rewriting of the file meanwhile |
 //! | all with TLS | TLS 1.3, the development certificate, no client certificate | as lean as TLS gets; Felix also checks the client's |
 //!
 //! **Invariants**: a peer listens on loopback, on a port of its own, and keeps everything below its folder.
@@ -19,6 +21,39 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
+
+/// The same with records on disk, synced before they are acknowledged; everything lies below `folder`. `nats` is a server
+/// of version 2.10 or later: older ones sync every two minutes, whatever is configured.
+pub fn durable(
+    system: System,
+    nats: &Path,
+    addr: SocketAddr,
+    pki: &Path,
+    folder: &Path,
+) -> Result<(Command, String), Error> {
+    let (mut command, settings) = command(system, addr, pki, folder)?;
+    let file = folder.join("conf");
+    let mut text = fs::read_to_string(&file)?;
+    let settings = match system {
+        System::NatsTls | System::Nats => {
+            let store = folder.join("jetstream");
+            text += &format!(
+                "jetstream {{ store_dir: \"{}\", sync_interval: always, max_mem: 64MB, max_file: 16GB }}\n",
+                store.display()
+            );
+            command = Command::new(nats);
+            command.arg("-c").arg(&file).env("GOMAXPROCS", "1");
+            format!("{settings}, JetStream file store, sync_interval always")
+        }
+        System::RedisTls | System::Redis => {
+            text += "appendonly yes\nappendfsync always\nauto-aof-rewrite-percentage 0\n";
+            "save \"\", appendonly yes, appendfsync always".to_string()
+        }
+        _ => return Err(format!("{} has no durable form", system.name()).into()),
+    };
+    fs::write(&file, text)?;
+    Ok((command, settings))
+}
 
 /// The command that serves, and its settings in one line.
 pub fn command(system: System, addr: SocketAddr, pki: &Path, folder: &Path) -> Result<(Command, String), Error> {

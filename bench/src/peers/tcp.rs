@@ -63,6 +63,7 @@ pub struct TcpParty<P> {
     protocol: P,
     value: Vec<u8>,
     next: u64,
+    stored: u64,
     answers: usize,
 }
 
@@ -91,7 +92,7 @@ impl<P: Protocol> TcpParty<P> {
         };
         let wire = Wire { socket, tls, out: Vec::new(), taken: 0, incoming: Vec::new(), start: 0 };
         let value = vec![0x5a; value_bytes.max(16)];
-        let mut party = TcpParty { wire, protocol, value, next: 0, answers: 0 };
+        let mut party = TcpParty { wire, protocol, value, next: 0, stored: 0, answers: 0 };
         let mut buffer = vec![0; READ_BYTES];
         let hello = party.protocol.hello();
         party.ask(&hello, &mut buffer)?;
@@ -162,6 +163,13 @@ impl<P: Protocol> Party for TcpParty<P> {
                         on_record(time, number);
                     }
                     Piece::Answer => self.answers += 1,
+                    Piece::Stored(place) => {
+                        if place.is_some_and(|it| it != self.stored) {
+                            return Err(format!("an ack for record {place:?}, {} is due", self.stored).into());
+                        }
+                        on_record(0, self.stored);
+                        self.stored += 1;
+                    }
                     Piece::Reply(bytes) => self.wire.out.extend_from_slice(bytes),
                     Piece::Noted => {}
                 }
