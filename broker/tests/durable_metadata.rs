@@ -67,9 +67,23 @@ impl Broker {
 
     /// What a start that is refused says.
     fn refusal(&self) -> String {
-        let output = self.command().output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8(output.stderr).unwrap()
+        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
+        let give_up = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > give_up {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it was not refused");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert_eq!(status.code(), Some(1));
+        let mut text = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
     }
 
     fn log(&self) -> String {
