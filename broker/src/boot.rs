@@ -139,7 +139,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     let maker = maker(&identity)?;
     // One seat more than cores: what earlier starts left is brought into order before any core runs.
     let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 1)?;
-    recover_storage(seats.pop().ok_or("no seat for recovery")?, maker, args)?;
+    let was_clean = recover_storage(seats.pop().ok_or("no seat for recovery")?, maker, args)?;
     let started_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let metrics = Arc::new(Metrics::new(cores.into(), env!("CARGO_PKG_VERSION"), started_seconds));
     let limits = MeshLimits { capacity: MESH_RING, reserved: 0 };
@@ -183,7 +183,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let block = metrics.core(index);
         let workers = cpus[index].map(|own| disk::worker_cpus(args.wait.into(), own, &core_cpus, &allowed));
         let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
-        let store = Store::new(settings, maker, CoreId(index as u8), salt()?);
+        let mut store = Store::new(settings, maker, CoreId(index as u8), salt()?);
+        store.set_after_crash(!was_clean);
         let join = spawn_core(spec, move |handle| async move {
             let mut core = Core::new(config);
             core.set_store(store);
@@ -228,8 +229,8 @@ fn salt() -> Result<u128, BootError> {
     Ok(u128::from_le_bytes(bytes))
 }
 
-/// Brings what the write-ahead logs of earlier starts hold into segments.
-fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<(), BootError> {
+/// Brings what the write-ahead logs of earlier starts hold into segments. Tells whether the last stop was clean.
+fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<bool, BootError> {
     let began = Instant::now();
     let mut port = seat.open(None)?;
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
@@ -264,7 +265,7 @@ fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<(), B
             ],
         );
     }
-    Ok(())
+    Ok(report.was_clean)
 }
 
 /// Three lines for a newcomer on stdout, facts for the log on stderr.

@@ -16,7 +16,7 @@ use crate::event::{Event, ShardConfig};
 use crate::shard::Shard;
 use crate::store::history::{Wanted, Wish};
 use crate::store::opening::{OpeningShard, Stage};
-use crate::store::part::DiskPart;
+use crate::store::part::{Checkpoint, DiskPart};
 use crate::store::slots::Use;
 use crate::store::{Alarm, Pending, Store};
 use crate::table::Shards;
@@ -219,6 +219,7 @@ impl Shards {
             return;
         }
         self.finish_openings(now, effects);
+        self.begin_early();
         self.begin_flushes(now);
         self.begin_retentions(now);
         self.serve_wishes(now, effects);
@@ -230,6 +231,27 @@ impl Shards {
         store.wal.plan(now.time, out);
         out.extend(store.queue.drain());
         store.tell_full(now);
+    }
+
+    /// Metas say that their shards show batches early, before they do.
+    fn begin_early(&mut self) {
+        let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        let mut wanted = std::mem::take(&mut store.early_wanted);
+        wanted.retain(|id| {
+            let Some(shard) = shards.get_mut(id) else { return false };
+            let Some(part) = shard.part.as_ref() else { return false };
+            if part.checkpoint.shows_early || part.failed().is_some() {
+                return false;
+            }
+            if part.is_idle() {
+                let checkpoint = Checkpoint { shows_early: true, ..part.checkpoint };
+                store.save_checkpoint(shard, checkpoint);
+            }
+            // Until it is saved, or again if a full disk kept it from being.
+            true
+        });
+        store.early_wanted = wanted;
     }
 
     fn begin_flushes(&mut self, now: Now) {

@@ -178,6 +178,9 @@ pub enum Alarm {
     },
 }
 
+/// Offsets that are acknowledged or shown and not synced, at most; after a crash a shard goes on behind them.
+pub(crate) const EARLY_OFFSETS_MAX: u64 = 1 << 20;
+
 /// Alarms kept until somebody takes them; beyond it the oldest go, since the newest say what is now.
 const ALARMS_MAX: usize = 256;
 
@@ -225,6 +228,10 @@ pub struct Store {
     pub(crate) flush_wanted: VecDeque<ShardId>,
     /// No flush before this: the disk was full.
     pub(crate) flush_after: Time,
+    /// Shards whose meta is to say that acks and readers do not wait for the disk.
+    pub(crate) early_wanted: Vec<ShardId>,
+    /// An earlier start did not end as it should: what was shown before it was synced may be missing.
+    pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
     pub(crate) leaving: BTreeMap<ShardId, Leaving>,
     pub(crate) history: History,
@@ -274,6 +281,8 @@ impl Store {
             flushing: 0,
             flush_wanted: VecDeque::new(),
             flush_after: Time(0),
+            early_wanted: Vec::new(),
+            after_crash: false,
             opening: BTreeMap::new(),
             leaving: BTreeMap::new(),
             history: History::default(),
@@ -294,6 +303,11 @@ impl Store {
     /// All data keys of a tenant that exist, the one to seal with last. Before the shards that need them.
     pub fn set_keys(&mut self, tenant: TenantKeys, scope: AtRestScope, keys: Vec<DataKey>) {
         self.keys.set(tenant, scope, keys);
+    }
+
+    /// Recovery found that a WAL does not end with a clean seal.
+    pub fn set_after_crash(&mut self, after_crash: bool) {
+        self.after_crash = after_crash;
     }
 
     /// Shards that are not open yet.
@@ -341,6 +355,10 @@ impl Store {
     /// Gives a stamped batch to the WAL. On success its bytes stay in memory until they are in segments.
     pub(crate) fn append(&mut self, now: Now, part: &mut DiskPart, batch: &SharedBatch) -> Result<Lsn, ErrorCode> {
         let bytes = batch.bytes().len();
+        if part.is_early() && batch.range().to.0 - part.durable_to.0 >= EARLY_OFFSETS_MAX {
+            self.counters.refused_busy += 1;
+            return Err(ErrorCode::Overloaded);
+        }
         if self.unflushed_bytes + bytes > self.settings.unflushed_bytes_max {
             self.counters.refused_busy += 1;
             return Err(ErrorCode::Overloaded);
@@ -377,6 +395,10 @@ impl Store {
             *count += 1;
             code
         })?;
+        if part.may_be_early && !part.checkpoint.shows_early && !part.early_listed {
+            part.early_listed = true;
+            self.early_wanted.push(header.shard);
+        }
         self.counters.entries += 1;
         self.unflushed_bytes += bytes;
         part.on_appended(batch.range().to, lsn, bytes);

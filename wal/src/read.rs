@@ -201,6 +201,11 @@ impl Reader {
         self.leave(queue);
     }
 
+    /// Nothing of it is under way and no file is open.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Locate) && self.file.is_none()
+    }
+
     /// It was closed and nothing of it is under way.
     pub fn is_closed(&self) -> bool {
         self.closing && matches!(self.stage, Stage::Locate) && self.file.is_none()

@@ -60,7 +60,7 @@ impl Store {
         if bytes.len() > PRODUCERS_BYTES_MAX {
             return false;
         }
-        let checkpoint = Checkpoint { through, has_file: true };
+        let checkpoint = Checkpoint { through, has_file: true, ..part.checkpoint };
         let size = bytes.len();
         let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
         let ticket = self.queue.push(slot, Priority::Background, op);
@@ -70,7 +70,7 @@ impl Store {
     }
 
     /// The meta says how far the producers file is.
-    fn save_checkpoint(&mut self, shard: &mut Shard, checkpoint: Checkpoint) {
+    pub(crate) fn save_checkpoint(&mut self, shard: &mut Shard, checkpoint: Checkpoint) {
         let Some(part) = &mut shard.part else { return };
         let change = MetaChange { settings: Some(checkpoint.encode()), ..MetaChange::default() };
         if part.log.save(&change, &mut self.queue).is_ok() {
@@ -117,7 +117,7 @@ impl Store {
         let included = part.entries.iter().take_while(|(to, ..)| *to <= end).last();
         let Some(through) = included.map(|(_, lsn, _)| *lsn) else { return };
         let checkpoint = match none_needed {
-            true => Some(Checkpoint { through: end, has_file: false }),
+            true => Some(Checkpoint { through: end, has_file: false, ..part.checkpoint }),
             false => checkpoint,
         };
         let change = MetaChange {
