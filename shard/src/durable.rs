@@ -15,7 +15,7 @@ use crate::effect::{AttachRefused, Effect, Effects};
 use crate::event::{Event, ShardConfig};
 use crate::shard::Shard;
 use crate::store::history::{Wanted, Wish};
-use crate::store::opening::{OpeningShard, Stage};
+use crate::store::opening::Stage;
 use crate::store::part::{Checkpoint, DiskPart};
 use crate::store::slots::Use;
 use crate::store::{Alarm, Pending, Store};
@@ -56,11 +56,11 @@ impl Shards {
     }
 
     /// A durable shard came, or its settings changed.
-    pub(crate) fn put_durable(&mut self, now: Now, config: ShardConfig) {
+    pub(crate) fn put_durable(&mut self, config: ShardConfig) {
         let Some(store) = self.store.as_deref_mut() else { return };
         match store.opening.get_mut(&config.shard) {
             Some(opening) => opening.config = config,
-            None => store.begin_open(now, config),
+            None => store.begin_open(config),
         }
     }
 
@@ -177,12 +177,10 @@ impl Shards {
         let Some(store) = self.store.as_deref_mut() else { return };
         // With a full disk there may be no WAL file; reads need none.
         let wal_there = store.wal.is_ready() || store.wal.is_full() || store.wal.poison().is_some();
-        let is_done = |it: &OpeningShard| match it.stage {
-            Stage::Failed => !it.waiting.is_empty() || it.is_removed,
-            _ => it.is_ready() && wal_there,
-        };
-        let ids: Vec<ShardId> = store.opening.iter().filter(|(_, it)| is_done(it)).map(|(id, _)| *id).collect();
-        for id in ids {
+        if !wal_there {
+            return;
+        }
+        for id in std::mem::take(&mut store.opened) {
             self.finish_opening(now, id, effects);
         }
     }
@@ -219,6 +217,9 @@ impl Shards {
             return;
         }
         self.finish_openings(now, effects);
+        if let Some(store) = self.store.as_deref_mut() {
+            store.go_on_opening(now);
+        }
         self.begin_early();
         self.begin_flushes(now);
         self.begin_retentions(now);
@@ -293,11 +294,12 @@ impl Shards {
     }
 
     fn begin_retentions(&mut self, now: Now) {
-        let Shards { shards, store, .. } = self;
+        let Shards { shards, store, has_aging, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
         if now.time >= store.next_retention {
             store.next_retention = now.time.after_ns(store.settings.retention_interval_ns);
-            for shard in shards.values_mut() {
+            let aging = if *has_aging { Some(shards.values_mut()) } else { None };
+            for shard in aging.into_iter().flatten() {
                 let aged = shard.config.retention_age_ns.is_some();
                 let Some(part) = shard.part.as_mut() else { continue };
                 let has_data = !part.log.segments().is_empty() || part.log.open_since().is_some();

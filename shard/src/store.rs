@@ -59,6 +59,8 @@ pub struct StoreSettings {
     pub flush_bytes: usize,
     /// Unflushed bytes of all shards beyond which appends are refused for now.
     pub unflushed_bytes_max: usize,
+    /// Shards that are opened at once: each has a request or two under way.
+    pub openings_max: usize,
     /// Flushes under way at once.
     pub flushes_max: usize,
     /// Bytes of the newest batches that a shard keeps in memory after they are in segments.
@@ -86,6 +88,7 @@ impl Default for StoreSettings {
             log: LogSettings::default(),
             flush_bytes: 4 << 20,
             unflushed_bytes_max: 512 << 20,
+            openings_max: 64,
             flushes_max: 2,
             tail_bytes: 1 << 20,
             readers_max: 32,
@@ -107,6 +110,7 @@ impl StoreSettings {
             log: LogSettings { segment_bytes: 32 << 10, extent_bytes_first: 8 << 10, extent_bytes_max: 16 << 10 },
             flush_bytes: 4 << 10,
             unflushed_bytes_max: 1 << 20,
+            openings_max: 2,
             tail_bytes: 2 << 10,
             readers_max: 3,
             read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
@@ -233,6 +237,11 @@ pub struct Store {
     /// An earlier start did not end as it should: what was shown before it was synced may be missing.
     pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    pub(crate) open_queue: VecDeque<ShardId>,
+    /// Of those in `opening`: under way.
+    pub(crate) opening_now: usize,
+    /// Shards that have opened, or failed to, and were not taken over yet.
+    pub(crate) opened: Vec<ShardId>,
     pub(crate) leaving: BTreeMap<ShardId, Leaving>,
     pub(crate) history: History,
     /// Shards whose retention is to be looked at, each once.
@@ -284,6 +293,9 @@ impl Store {
             early_wanted: Vec::new(),
             after_crash: false,
             opening: BTreeMap::new(),
+            open_queue: VecDeque::new(),
+            opening_now: 0,
+            opened: Vec::new(),
             leaving: BTreeMap::new(),
             history: History::default(),
             retain_wanted: VecDeque::new(),

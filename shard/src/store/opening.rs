@@ -34,6 +34,8 @@ const SCAN: ReadSettings = ReadSettings { window_bytes: 128 << 10, windows_max: 
 
 #[derive(Debug)]
 pub(crate) enum Stage {
+    /// Others are opened first.
+    Queued,
     Open(Box<Opening>),
     Clean(Box<ShardLog>),
     /// Offsets that a crash may have taken are left out.
@@ -83,18 +85,24 @@ impl OpeningShard {
 }
 
 impl Store {
-    pub(crate) fn begin_open(&mut self, now: Now, config: ShardConfig) {
+    pub(crate) fn begin_open(&mut self, config: ShardConfig) {
         self.started = true;
         let slot = self.slots.take(Use::Shard(config.shard));
-        let opening = Opening::open(slot, self.maker, config.shard, now.wall, Offset(0), &mut self.queue);
-        let shard = OpeningShard {
-            slot,
-            config,
-            is_removed: false,
-            waiting: Vec::new(),
-            stage: Stage::Open(Box::new(opening)),
-        };
+        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Queued };
+        self.open_queue.push_back(config.shard);
         self.opening.insert(config.shard, shard);
+    }
+
+    /// Begins to open as many as may be under way.
+    pub(crate) fn go_on_opening(&mut self, now: Now) {
+        while self.opening_now < self.settings.openings_max
+            && let Some(id) = self.open_queue.pop_front()
+        {
+            let Some(shard) = self.opening.get_mut(&id) else { continue };
+            let opening = Opening::open(shard.slot, self.maker, id, now.wall, Offset(0), &mut self.queue);
+            shard.stage = Stage::Open(Box::new(opening));
+            self.opening_now += 1;
+        }
     }
 
     /// A completion for an opening shard.
@@ -102,6 +110,10 @@ impl Store {
         let Some(mut shard) = self.opening.remove(&id) else { return };
         let stage = std::mem::replace(&mut shard.stage, Stage::Moving);
         shard.stage = self.step(now, &shard, stage, done, limits);
+        if shard.is_ready() || shard.is_settled() {
+            self.opening_now -= 1;
+            self.opened.push(id);
+        }
         self.opening.insert(id, shard);
     }
 
