@@ -449,7 +449,7 @@ impl Core {
         let blocked =
             (self.outbox_len() > 0 || self.shards.stalled_cores().next().is_some() || !self.stalled.is_empty())
                 .then(|| now.time.after_ns(200_000));
-        [hello, report, tick, blocked, self.shards.disk_deadline()].into_iter().flatten().min()
+        [hello, report, tick, blocked, self.shards.disk_deadline(now.time)].into_iter().flatten().min()
     }
 
     fn is_report_due(&self) -> bool {

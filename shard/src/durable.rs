@@ -344,11 +344,12 @@ impl Shards {
     }
 
     /// When `plan_disk` wants to run though nothing happens.
-    pub fn disk_deadline(&self) -> Option<Time> {
+    pub fn disk_deadline(&self, now: Time) -> Option<Time> {
         let store = self.store.as_deref().filter(|it| it.started)?;
         let idle = store.history.next_deadline(store.settings.reader_idle_ns);
         let ages = self.has_aging.then_some(store.next_retention);
-        let full = (!store.flush_wanted.is_empty() && store.flush_after > Time(0)).then_some(store.flush_after);
+        // A time that has passed is no reason to come back: what is wanted then waits for a completion.
+        let full = (!store.flush_wanted.is_empty() && store.flush_after > now).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
         [store.wal.next_deadline(), idle, ages, full, sweep].into_iter().flatten().min()
     }

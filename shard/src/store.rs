@@ -57,6 +57,8 @@ pub struct StoreSettings {
     pub log: LogSettings,
     /// Unflushed bytes of a shard beyond which it is flushed.
     pub flush_bytes: usize,
+    /// Bytes flushed before the producers file is written again, at least: what a start reads of a shard to catch up.
+    pub checkpoint_bytes_min: u64,
     /// Unflushed bytes of all shards beyond which appends are refused for now.
     pub unflushed_bytes_max: usize,
     /// Shards that are opened at once: each has a request or two under way.
@@ -86,7 +88,9 @@ impl Default for StoreSettings {
         StoreSettings {
             wal: CoreWalSettings::default(),
             log: LogSettings::default(),
-            flush_bytes: 4 << 20,
+            // Just below what one flush takes: each costs a few syncs of the file system's journal, which commits feel.
+            flush_bytes: 7 << 20,
+            checkpoint_bytes_min: 16 << 20,
             unflushed_bytes_max: 512 << 20,
             openings_max: 64,
             flushes_max: 2,
@@ -109,6 +113,7 @@ impl StoreSettings {
             wal: CoreWalSettings::small(),
             log: LogSettings { segment_bytes: 32 << 10, extent_bytes_first: 8 << 10, extent_bytes_max: 16 << 10 },
             flush_bytes: 4 << 10,
+            checkpoint_bytes_min: 6 << 10,
             unflushed_bytes_max: 1 << 20,
             openings_max: 2,
             tail_bytes: 2 << 10,

@@ -44,7 +44,8 @@ impl Store {
             return;
         }
         // The file is written again when four times its size was flushed: that bounds both writing it and reading behind it.
-        let is_due = part.since_checkpoint >= 4 * part.producers_bytes as u64;
+        let due_after = (4 * part.producers_bytes as u64).max(self.settings.checkpoint_bytes_min);
+        let is_due = !part.checkpoint.has_file || part.since_checkpoint >= due_after;
         let none_needed = needs_no_producers(shard);
         if !is_due || none_needed || !self.write_producers(shard, slot) {
             self.flush_segments(now, shard, None, none_needed);
