@@ -334,7 +334,12 @@ impl Store {
         self.room.told(bytes, self.unflushed_bytes);
     }
 
-    /// Publishers are refused for lack of room.
+    /// A job found no room, or less is left than what is to be flushed: nothing is taken.
+    pub fn is_out_of_room(&self) -> bool {
+        self.room.refuses()
+    }
+
+    /// Publishers are refused for lack of room, or soon will be.
     pub fn is_full(&self) -> bool {
         self.wal.is_full() || self.room.refuses()
     }

@@ -347,8 +347,6 @@ pub enum WalkError {
     Elsewhere,
     /// It begins before the batch before it ended, or lies outside of what is saved.
     Order(OffsetRange),
-    /// The file ends in the middle of a batch.
-    Cut,
 }
 
 impl fmt::Display for WalkError {
@@ -357,7 +355,6 @@ impl fmt::Display for WalkError {
             WalkError::Batch(error) => write!(f, "a batch is damaged: {error}"),
             WalkError::Elsewhere => f.write_str("a batch is of another shard or lineage"),
             WalkError::Order(range) => write!(f, "a batch of offsets {}..{} is out of order", range.from, range.to),
-            WalkError::Cut => f.write_str("it ends in the middle of a batch"),
         }
     }
 }
@@ -403,5 +400,168 @@ impl BatchWalk {
         self.next = range.to;
         self.batches += 1;
         Ok(Some(batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{CoreId, ShardIndex, StreamId};
+    use crate::metadata::{StreamSpec, TenantLimits};
+    use crate::names::StreamName;
+    use crate::position::Epoch;
+
+    /// Any function of all bytes will do here.
+    fn sum(bytes: &[u8]) -> Digest {
+        let mut digest = [0; 32];
+        for (at, byte) in bytes.iter().enumerate() {
+            digest[at % 32] = u8::rotate_left(digest[at % 32], 1) ^ byte;
+        }
+        digest
+    }
+
+    fn manifest() -> Manifest {
+        let shards = (0..2).map(|index| ShardStatus {
+            index: ShardIndex(index),
+            shard: ShardId(7 + u64::from(index)),
+            core: CoreId(1),
+            lineage: Lineage(3),
+            epoch: Epoch(2),
+            log_start: Offset(5),
+            high_watermark: Offset(90),
+            retained_bytes: 1_000,
+        });
+        let shards: Vec<ShardStatus> = shards.collect();
+        let file = |status: &ShardStatus| ShardFile {
+            shard: status.shard,
+            lineage: status.lineage,
+            log_start: Offset(6),
+            end: Offset(90),
+            batches: 4,
+            bytes: 800,
+            sha256: [0xa5; 32],
+        };
+        let stream = |id: u64, durability| StreamInfo {
+            id: StreamId(id),
+            name: StreamName::parse(&format!("acme/md/s{id}")).unwrap(),
+            spec: StreamSpec { shards: 2, durability, ..StreamSpec::default() },
+            version: 9,
+            created: Timestamp(10),
+        };
+        let durable = StreamBackup {
+            info: stream(1, Durability::Group),
+            files: shards.iter().map(file).collect(),
+            shards: shards.clone(),
+        };
+        Manifest {
+            made: Timestamp(1_764_125_000_000_000_000),
+            client: "felix 0.1.0".to_string(),
+            cluster: ClusterId(0xc0ffee),
+            node: NodeId(0xabcd),
+            session: NodeSession(4),
+            region: "local".to_string(),
+            tenants: vec![TenantInfo { name: "acme".to_string(), limits: TenantLimits::default(), streams: 2 }],
+            namespaces: vec![NamespaceName::parse("acme/md").unwrap()],
+            streams: vec![
+                durable,
+                StreamBackup { info: stream(2, Durability::Ephemeral), files: Vec::new(), shards },
+            ],
+        }
+    }
+
+    /// The text of `manifest` with one part replaced, under a digest that fits.
+    fn changed(from: &str, to: &str) -> Vec<u8> {
+        let text = manifest().encode(sum);
+        let body = &text[..text.rfind("end ").unwrap()];
+        assert!(body.contains(from), "{from} is not in {body}");
+        let mut text = body.replacen(from, to, 1);
+        let digest = sum(text.as_bytes());
+        text.push_str("end ");
+        hex(&mut text, &digest);
+        text.push('\n');
+        text.into_bytes()
+    }
+
+    #[test]
+    fn a_manifest_comes_back_and_any_changed_byte_is_refused() {
+        let text = manifest().encode(sum);
+        assert_eq!(Manifest::parse(text.as_bytes(), sum), Ok(manifest()));
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            assert!(Manifest::parse(&bytes, sum).is_err(), "byte {at} of {text}");
+            assert!(Manifest::parse(&text.as_bytes()[..at], sum).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_was_made_up_is_refused_with_the_line() {
+        assert_eq!(Manifest::parse(&changed("region local", "region other"), sum).unwrap().region, "other");
+        for (from, to, expected) in [
+            ("felix-backup 1", "felix-backup 2", "the manifest begins with \"felix-backup 2\""),
+            ("made 1", "made x1", "line 2 of the manifest: expected a time"),
+            ("cluster 00", "cluster zz", "line 4 of the manifest: expected a cluster id"),
+            ("namespace acme/md", "namespace acme", "line 8 of the manifest: expected a namespace"),
+            ("namespace acme/md", "whatever acme/md", "expected tenant, namespace, stream or shard"),
+            ("shard 7 ", "shard 9 ", "expected the next shard of the stream above"),
+            ("shard 7 3 6 90", "shard 7 3 91 90", "expected a range and a digest"),
+            ("shard 7 3 6", "shard 7 99999999999 6", "expected a lineage"),
+            ("shard 8 3", "namespace a/b\nshard 8 3", "expected lines as this version writes them"),
+            ("tenant 0", "tenant 0 0", "expected hex"),
+            (" acme/md/s1", " acme/md/s9", "expected lines as this version writes them"),
+        ] {
+            let error = Manifest::parse(&changed(from, to), sum).unwrap_err().to_string();
+            assert!(error.contains(expected), "{from} -> {to}: {error}");
+        }
+        let text = manifest().encode(sum);
+        let last = text.lines().find(|line| line.starts_with("shard 8 ")).unwrap();
+        let error = Manifest::parse(&changed(&format!("{last}\n"), ""), sum).unwrap_err().to_string();
+        assert!(error.contains("a shard line per shard"), "{error}");
+    }
+
+    #[test]
+    fn batches_are_walked_in_order_and_damage_is_named() {
+        use crate::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
+        let file = ShardFile { log_start: Offset(0), end: Offset(4), ..manifest().streams[0].files[0] };
+        let batch = |base: u64, shard: u64| {
+            let (mut builder, mut body) = (BatchBuilder::new(), Vec::new());
+            for value in [b"one", b"two"] {
+                builder.push(&RecordToPublish { value, ..Default::default() }).unwrap();
+            }
+            builder.finish(ProducerStamp::default(), &mut body);
+            let header = StampedHeader {
+                batch_bytes: (STAMPED_HEADER_BYTES + body.len()) as u32,
+                kind: crate::batch::BatchKind::Data,
+                flags: 0,
+                offset_count: 2,
+                stream: StreamId(1),
+                shard: ShardId(shard),
+                epoch: Epoch(1),
+                lineage: Lineage(3),
+                tlv_bytes: 0,
+                base_offset: Offset(base),
+                append_time: Timestamp(1),
+                durable_end: Offset(0),
+                chain: 0,
+            };
+            [header.encode().as_slice(), &body].concat()
+        };
+        let whole = [batch(0, 7), batch(2, 7)].concat();
+        let mut walk = BatchWalk::new(&file);
+        let first = walk.next(&whole).unwrap().unwrap().len();
+        assert_eq!(walk.next(&whole[first..whole.len() - 1]), Ok(None), "it is not whole yet");
+        assert_eq!(walk.next(&whole[first..]).unwrap().unwrap().len(), whole.len() - first);
+        assert_eq!(walk.next(&[]), Ok(None));
+        assert_eq!(walk.batches, 2);
+        // Twice, behind the end, of another shard.
+        let range = |from, to| OffsetRange { from: Offset(from), to: Offset(to) };
+        assert_eq!(walk.next(&whole), Err(WalkError::Order(range(0, 2))));
+        assert_eq!(walk.next(&batch(4, 7)), Err(WalkError::Order(range(4, 6))));
+        assert_eq!(BatchWalk::new(&file).next(&batch(0, 8)), Err(WalkError::Elsewhere));
+        for at in 0..first {
+            let mut bytes = whole[..first].to_vec();
+            bytes[at] ^= 0x10;
+            assert!(matches!(BatchWalk::new(&file).next(&bytes), Err(WalkError::Batch(_))), "byte {at}");
+        }
     }
 }
