@@ -78,7 +78,21 @@ sort -n -c "$work/read" || fail "records out of order"
 [ "$(sort -u "$work/read" | wc -l)" = "$first" ] || fail "records twice"
 echo "$first records are there"
 
+echo "== killed and started again with a disk that others filled to the last block"
+ls -l "$data/reserve" >/dev/null || fail "there is no reserve"
+head -c 100G /dev/zero >"$work/disk/filler" 2>/dev/null || true
+[ "$(stat -f -c %a "$work/disk")" = 0 ] || fail "the disk is not full"
+kill -9 "$broker"; wait "$broker" 2>/dev/null || true
+start
+grep -q 'the reserve is used' "$work/log" || fail "the reserve was not used"
+count >"$work/restarted" || fail "reading failed"
+head -n "$first" "$work/restarted" | cmp -s - "$work/read" || fail "records that were there are gone"
+felix --timeout 3s pub "$stream" < <(records 800000000 800000001) >/dev/null 2>"$work/pub.err" &&
+    fail "it takes records though the disk is full"
+alive "a full disk ended it"
+
 echo "== with room again"
+rm "$work/disk/filler"
 rm "$work/disk/ballast"
 sleep 3
 more=1000
@@ -92,6 +106,7 @@ code=0
 [ "$code" -le 1 ] || { cat "$work/check"; fail "check says $code"; }
 start
 count >"$work/again" || fail "reading failed"
+[ -e "$data/reserve" ] || fail "the reserve was not made again"
 # What was not acknowledged may be there or not; what was read before, and what was acknowledged after, must be.
 head -n "$first" "$work/again" | cmp -s - "$work/read" || fail "records that were there are gone"
 [ "$(awk '$1 >= 900000000' "$work/again" | sort -u | wc -l)" = "$more" ] || fail "acknowledged records are gone"

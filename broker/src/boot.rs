@@ -18,7 +18,7 @@ use crate::config::DevArgs;
 use crate::control_thread::{ControlSettings, ControlThread, Readiness};
 use crate::core::{Core, CoreConfig, Identity};
 use crate::core_loop::{Clock, CoreLoop};
-use crate::data_folder::DataFolder;
+use crate::data_folder::{DataFolder, DataFolderError};
 use crate::dev::{DevPki, write_context};
 use crate::http::HttpState;
 use crate::io::bind::{SocketBuffers, SocketGroup};
@@ -28,12 +28,13 @@ use crate::io::mesh::{Mesh, MeshLimits};
 use crate::message::MeshMessage;
 use crate::metrics::Metrics;
 use crate::self_check;
+use crate::space::{Reserve, SpaceKeeper};
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Roles;
 use felix_protocol::ids::CoreId;
 use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
-use felix_shard::recovery::{self, OnDamage};
+use felix_shard::recovery::{self, OnDamage, RecoveryError, RecoveryReport};
 use felix_shard::store::{Store, StoreSettings};
 use felix_wal::format::header::Region;
 use felix_wal::log::Maker;
@@ -45,6 +46,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Slots of a mesh ring that requests may fill; answers have as many again.
 const MESH_RING: usize = 1_024;
+/// With less room than this the metadata are not opened before the reserve is given up: their log would fail.
+const START_BYTES: u64 = 8 << 20;
 /// Open files besides sockets.
 const DATA_FILES: u64 = 64;
 
@@ -108,7 +111,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         );
     }
 
-    let mut data = DataFolder::open(&args.data)?;
+    let mut data = open_data(&args.data)?;
     // Behind its lock: no other broker tries the same file.
     report(&self_check::data_folder(data.path()))?;
     let pki = DevPki::ensure(data.path(), args.listen, SystemTime::now())?;
@@ -137,9 +140,13 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         region: data.identity().region.to_string(),
     };
     let maker = maker(&identity)?;
-    // One seat more than cores: what earlier starts left is brought into order before any core runs.
-    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 1)?;
-    let was_clean = recover_storage(seats.pop().ok_or("no seat for recovery")?, maker, args)?;
+    // Two seats more than cores: what earlier starts left is brought into order before any core runs; the disk may be full.
+    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 2)?;
+    let reserve = Reserve::new(data.path());
+    let was_clean = recover_storage(seats.split_off(cores.into()), maker, args, &reserve)?;
+    if crate::io::sys::space(data.path()).is_ok_and(|space| space.available < START_BYTES) {
+        give_up_reserve(&reserve)?;
+    }
     let started_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let metrics = Arc::new(Metrics::new(cores.into(), env!("CARGO_PKG_VERSION"), started_seconds));
     let limits = MeshLimits { capacity: MESH_RING, reserved: 0 };
@@ -158,6 +165,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         durable_streams: true,
         drain: Duration::from_millis(args.drain_ms),
         tls: tls_files,
+        space: SpaceKeeper::new(data.path(), cores, metrics.clone()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
@@ -229,8 +237,53 @@ fn salt() -> Result<u128, BootError> {
     Ok(u128::from_le_bytes(bytes))
 }
 
-/// Brings what the write-ahead logs of earlier starts hold into segments. Tells whether the last stop was clean.
-fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<bool, BootError> {
+/// Opens the data folder; with a full disk once more without the reserve.
+fn open_data(path: &Path) -> Result<DataFolder, BootError> {
+    match DataFolder::open(path) {
+        Err(DataFolderError::File(error)) if error.source.kind() == std::io::ErrorKind::StorageFull => {
+            // Only who held the lock came as far as writing.
+            match give_up_reserve(&Reserve::new(path))? {
+                true => Ok(DataFolder::open(path)?),
+                false => Err(error.into()),
+            }
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// True: there was one.
+fn give_up_reserve(reserve: &Reserve) -> Result<bool, BootError> {
+    let was_there = reserve.give_up().map_err(|error| format!("the disk is full, and the reserve stays: {error}"))?;
+    if was_there {
+        crate::log::warn("the disk is full: the reserve is used for this start; free some space", &[]);
+    }
+    Ok(was_there)
+}
+
+/// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try. Tells whether the last stop
+/// was clean.
+fn recover_storage(
+    seats: Vec<DiskSeat>,
+    maker: Maker,
+    args: &DevArgs,
+    reserve: &Reserve,
+) -> Result<bool, BootError> {
+    let mut seats = seats.into_iter();
+    let mut next = || seats.next().ok_or("no seat for recovery");
+    let report = match try_recovery(next()?, maker, args)? {
+        Err(error) if error.is_full() && give_up_reserve(reserve)? => try_recovery(next()?, maker, args)??,
+        result => result?,
+    };
+    tell(&report);
+    Ok(report.was_clean)
+}
+
+/// The outer error: no disk.
+fn try_recovery(
+    seat: DiskSeat,
+    maker: Maker,
+    args: &DevArgs,
+) -> Result<Result<RecoveryReport, RecoveryError>, BootError> {
     let began = Instant::now();
     let mut port = seat.open(None)?;
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
@@ -244,17 +297,10 @@ fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<bool,
         }
     };
     let settings = StoreSettings::default().log;
-    let report = recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress)?;
-    for lost in &report.accepted {
-        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
-    }
-    for (shard, entries) in &report.orphans {
-        crate::log::error(
-            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine",
-            &[("shard", &shard.to_string()), ("entries", &entries.to_string())],
-        );
-    }
-    if report.wals > 0 {
+    let result = recovery::recover(&mut port, maker, settings, Timestamp(wall), on_damage, &mut progress);
+    if let Ok(report) = &result
+        && report.wals > 0
+    {
         crate::log::info(
             "recovered",
             &[
@@ -265,7 +311,20 @@ fn recover_storage(seat: DiskSeat, maker: Maker, args: &DevArgs) -> Result<bool,
             ],
         );
     }
-    Ok(report.was_clean)
+    Ok(result)
+}
+
+/// What of a recovery needs somebody's attention.
+fn tell(report: &RecoveryReport) {
+    for lost in &report.accepted {
+        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
+    }
+    for (shard, entries) in &report.orphans {
+        crate::log::error(
+            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine",
+            &[("shard", &shard.to_string()), ("entries", &entries.to_string())],
+        );
+    }
 }
 
 /// Three lines for a newcomer on stdout, facts for the log on stderr.

@@ -38,6 +38,9 @@ pub enum Command {
     /// Carries out a decision about damage in a data folder; a dry run without --i-understand.
     #[command(after_help = args::REPAIR_HELP)]
     Repair(args::RepairArgs),
+    /// Makes a data folder from what `felix backup` saved.
+    #[command(after_help = args::RESTORE_HELP)]
+    Restore(args::RestoreArgs),
 }
 
 const DEV_HELP: &str = "Examples:

@@ -18,6 +18,7 @@
 use crate::http::{HttpState, serve};
 use crate::io::mesh::MeshPort;
 use crate::message::{FromControl, MeshMessage, ToControl};
+use crate::space::SpaceKeeper;
 use crate::stats_book::StatsBook;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Principal;
@@ -48,6 +49,8 @@ use tokio::task::{JoinError, JoinSet};
 const PRODUCER_BLOCK: u32 = 65_536;
 /// How often certificate files are looked at, and waiting messages are tried again at the latest.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often the disk's room is looked at.
+const SPACE_LOOK: Duration = Duration::from_secs(1);
 /// How often a full ring is tried again.
 const RETRY: Duration = Duration::from_millis(1);
 /// Messages handled before other work gets its share.
@@ -125,6 +128,8 @@ pub struct ControlSettings {
     pub drain: Duration,
     /// Certificate files to watch.
     pub tls: TlsFiles,
+    /// Looks at the disk's room.
+    pub space: SpaceKeeper,
 }
 
 /// Who waits for a proposal.
@@ -213,6 +218,7 @@ impl ControlThread {
         };
         let blocks = control.begin().await?;
         control.tell_cores();
+        control.look_at_space();
         for block in blocks {
             control.give_producers(block);
         }
@@ -251,6 +257,14 @@ impl ControlThread {
         match applied.outcome {
             Ok(_) => Ok(applied),
             Err(refused) => Err(refused.detail.into()),
+        }
+    }
+
+    fn look_at_space(&mut self) {
+        if let Some((room, is_short)) = self.settings.space.look() {
+            for core in 0..usize::from(self.settings.cores) {
+                self.send(core, FromControl::Space { room, is_short });
+            }
         }
     }
 
@@ -472,6 +486,7 @@ impl ControlThread {
         let mut version = self.node.version();
         let mut draining: Option<tokio::time::Instant> = None;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut space_look = tokio::time::interval(SPACE_LOOK);
         self.ask_for_opening();
         loop {
             let flushed = self.flush();
@@ -490,6 +505,7 @@ impl ControlThread {
                 },
                 _ = hangup.recv() => self.reload_tls(true),
                 _ = housekeeping.tick() => self.reload_tls(false),
+                _ = space_look.tick() => self.look_at_space(),
                 () = tokio::time::sleep_until(deadline), if draining.is_some() => break,
             }
             let mut mail = Vec::new();

@@ -381,6 +381,7 @@ impl Core {
                 self.report_ticket = ticket;
                 self.report_asked = true;
             }
+            FromControl::Space { room, is_short } => self.shards.on_space(room, is_short),
             FromControl::ReloadTls(_) => {}
             FromControl::Stop => self.stopped = true,
         }

@@ -200,6 +200,14 @@ impl DataFolder {
         Ok(DataFolder { path, identity, session, secrets, finished, _lock: lock })
     }
 
+    /// Makes the folder of a new node of a cluster that exists, and opens it. The folder is missing or empty.
+    pub fn make(path: &Path, cluster: ClusterId, region: Region) -> Result<DataFolder, DataFolderError> {
+        make_dir(path)?;
+        let node = path.join("node.toml");
+        write_identity(&node, cluster, region)?;
+        DataFolder::open(path)
+    }
+
     /// The folder, as an absolute path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -329,12 +337,14 @@ struct NodeFile {
     region: String,
 }
 
+/// A new node, of a new cluster.
 fn make_identity(path: &Path) -> Result<Identity, DataFolderError> {
-    let identity = Identity {
-        cluster: ClusterId(u128::from_be_bytes(random()?)),
-        node: NodeId(u128::from_be_bytes(random()?)),
-        region: Region::new(REGION).expect("it is a label"),
-    };
+    let region = Region::new(REGION).expect("it is a label");
+    write_identity(path, ClusterId(u128::from_be_bytes(random()?)), region)
+}
+
+fn write_identity(path: &Path, cluster: ClusterId, region: Region) -> Result<Identity, DataFolderError> {
+    let identity = Identity { cluster, node: NodeId(u128::from_be_bytes(random()?)), region };
     let file = NodeFile {
         format: FORMAT,
         cluster_id: format!("{:032x}", identity.cluster.0),

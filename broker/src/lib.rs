@@ -43,6 +43,7 @@ pub mod requests;
 pub mod route;
 pub mod self_check;
 pub mod session;
+pub mod space;
 pub mod stats_book;
 pub mod storage_log;
 pub mod tls_files;

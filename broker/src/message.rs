@@ -144,6 +144,13 @@ pub enum FromControl {
         /// Comes back in the report.
         ticket: u64,
     },
+    /// Room on the disk.
+    Space {
+        /// Bytes that the core may still write; beyond them publishers of durable streams get DiskFull.
+        room: u64,
+        /// What can go should go at once.
+        is_short: bool,
+    },
     /// New certificates for new handshakes; the loop takes it, not the core.
     ReloadTls(Arc<felix_quic::ServerTls>),
     /// Close everything and stop the core's loop.

@@ -236,7 +236,7 @@ impl CoreMetrics {
         let Some(store) = core.store() else { return };
         let counters = &store.counters;
         self.store_failed.set(u64::from(store.wal().poison().is_some()));
-        self.store_disk_full.set(u64::from(store.wal().is_full()));
+        self.store_disk_full.set(u64::from(store.is_full()));
         self.store_opening.set(store.opening_count() as u64);
         self.store_unflushed_bytes.set(store.unflushed_bytes() as u64);
         self.store_wal_files.set(store.wal().files_held() as u64);
@@ -267,12 +267,18 @@ pub struct Metrics {
     cores: Vec<Arc<CoreMetrics>>,
     version: &'static str,
     started_seconds: u64,
+    /// Size of the data folder's file system. The control thread writes it.
+    pub disk_total_bytes: Number,
+    /// What can still be written there. The control thread writes it.
+    pub disk_available_bytes: Number,
 }
 
 impl Metrics {
     /// Blocks for `cores` cores. `started_seconds`: Unix time of the start.
     pub fn new(cores: usize, version: &'static str, started_seconds: u64) -> Metrics {
-        Metrics { cores: (0..cores).map(|_| Arc::default()).collect(), version, started_seconds }
+        let (disk_total_bytes, disk_available_bytes) = Default::default();
+        let cores = (0..cores).map(|_| Arc::default()).collect();
+        Metrics { cores, version, started_seconds, disk_total_bytes, disk_available_bytes }
     }
 
     /// The block of one core; give it to that core and nobody else.
@@ -291,6 +297,13 @@ impl Metrics {
         let _ = writeln!(out, "felix_build_info{{version=\"{}\"}} 1", self.version);
         header(out, "felix_start_time_seconds", Kind::Gauge, "Unix time of the start.");
         let _ = writeln!(out, "felix_start_time_seconds {}", self.started_seconds);
+        for (name, help, number) in [
+            ("felix_disk_total_bytes", "Size of the data folder's file system.", &self.disk_total_bytes),
+            ("felix_disk_available_bytes", "Bytes that can still be written there.", &self.disk_available_bytes),
+        ] {
+            header(out, name, Kind::Gauge, help);
+            let _ = writeln!(out, "{name} {}", number.get());
+        }
         for metric in CoreMetrics::LIST {
             header(out, metric.name, metric.kind, metric.help);
             for (index, core) in self.cores.iter().enumerate() {
@@ -333,12 +346,14 @@ mod tests {
         metrics.core(1).sessions_opened.add(7);
         metrics.core(1).sessions_opened.add(1);
         metrics.core(1).connections.set(3);
+        metrics.disk_available_bytes.set(9);
         assert_eq!(metrics.sum(|core| core.sessions_opened.get()), 13);
         let mut text = String::new();
         metrics.render(&mut text);
         for line in [
             "felix_build_info{version=\"0.1.0\"} 1",
             "felix_start_time_seconds 1700000000",
+            "felix_disk_available_bytes 9",
             "# TYPE felix_sessions_opened_total counter",
             "felix_sessions_opened_total{core=\"0\"} 5",
             "felix_sessions_opened_total{core=\"1\"} 8",

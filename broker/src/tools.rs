@@ -1,10 +1,11 @@
-//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker. A map,
-//! and what the three share.
+//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker, and
+//! `restore`, which makes one. A map, and what they share.
 //!
 //! ```text
 //! args -> folder (lock, identity) -> check   -> felix_wal::check     read-only disk
 //!                                 -> dump    -> felix_wal::dump      read-only disk
 //!                                 -> repair  -> felix_wal::repair    first on dry_run, then on the folder
+//! backup -> restore -> ControlNode, ShardLog   in DATA.restoring, renamed when it is whole
 //! ```
 //!
 //! **Invariants**: `check` and `dump` change nothing, not even a lock file. `repair` changes nothing without the words that
@@ -20,6 +21,7 @@ mod dry_run;
 mod dump;
 mod folder;
 mod repair;
+mod restore;
 mod wal_entries;
 
 use felix_protocol::time::Timestamp;
@@ -30,6 +32,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub use check::run as check;
 pub use dump::run as dump;
 pub use repair::run as repair;
+pub use restore::run as restore;
 
 /// `check` found nothing, `dump` and `repair` did what they were told.
 const CLEAN: u8 = 0;

@@ -11,6 +11,7 @@
 //!
 //! internal = u8 kind | fields   1 SetCoreCount u8       2 AllocateProducers u8 core, u32 count
 //!                               3 StartNode u128, u64   4 RaiseFloors u64 ids, u32 lineage
+//!                               5 RestoreStream StreamInfo, u64 first shard, u64 epoch, u32 lineage
 //! ```
 //!
 //! **Invariants**: these bytes cross versions in a rolling upgrade, so the layout is frozen and pinned by golden
@@ -25,17 +26,30 @@ use crate::framed::{FrameError, FrameKind, open, seal};
 use crate::limits::{COMMAND_BYTES_MAX, PRINCIPAL_BYTES_MAX};
 use felix_protocol::codec::{DecodeError, Reader, Writer};
 use felix_protocol::envelope::check_tlvs;
-use felix_protocol::ids::{CoreId, NodeId, NodeSession};
-use felix_protocol::metadata::Command;
-use felix_protocol::position::Lineage;
+use felix_protocol::ids::{CoreId, NodeId, NodeSession, ShardId};
+use felix_protocol::metadata::{Command, StreamInfo};
+use felix_protocol::position::{Epoch, Lineage};
 use felix_protocol::routing::key_hash;
 use felix_protocol::time::Timestamp;
 
 const SOURCE_CLIENT: u8 = 0;
 const SOURCE_INTERNAL: u8 = 1;
 
+/// A stream of a backup, with the ids and the lineage that it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoredStream {
+    /// Id, name, settings and time of its creation; the version is that of the entry.
+    pub info: StreamInfo,
+    /// Log of shard 0; those of the others follow.
+    pub shard_first: ShardId,
+    /// Leader generation of all shards.
+    pub epoch: Epoch,
+    /// Incarnation of the data of all shards.
+    pub lineage: Lineage,
+}
+
 /// A command that no client sends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Internal {
     /// The broker has this many cores. Shards move only as far as they must. Only between starts.
     SetCoreCount {
@@ -64,11 +78,22 @@ pub enum Internal {
         /// Lowest lineage to give from now on.
         lineage: Lineage,
     },
+    /// Makes a stream again from a backup, in its namespace, which exists. Its ids must be free; ids and lineages that are
+    /// given later are greater.
+    RestoreStream(Box<RestoredStream>),
 }
 
 impl Internal {
     fn encode(&self, out: &mut Vec<u8>) {
         match *self {
+            Internal::RestoreStream(ref stream) => {
+                let RestoredStream { info, shard_first, epoch, lineage } = &**stream;
+                out.put_u8(5);
+                info.encode(out);
+                out.put_u64(shard_first.0);
+                out.put_u64(epoch.0);
+                out.put_u32(lineage.0);
+            }
             Internal::SetCoreCount { cores } => {
                 out.put_u8(1);
                 out.put_u8(cores);
@@ -97,6 +122,12 @@ impl Internal {
             2 => Internal::AllocateProducers { core: CoreId(reader.u8()?), count: reader.u32()? },
             3 => Internal::StartNode { node: NodeId(reader.u128()?), session: NodeSession(reader.u64()?) },
             4 => Internal::RaiseFloors { ids: reader.u64()?, lineage: Lineage(reader.u32()?) },
+            5 => Internal::RestoreStream(Box::new(RestoredStream {
+                info: StreamInfo::decode(reader)?,
+                shard_first: ShardId(reader.u64()?),
+                epoch: Epoch(reader.u64()?),
+                lineage: Lineage(reader.u32()?),
+            })),
             _ => return Err(DecodeError::BadField("internal command kind")),
         })
     }
@@ -213,6 +244,7 @@ mod tests {
     use super::*;
     use crate::framed::HEADER_BYTES;
     use felix_protocol::envelope::TLV_MANDATORY;
+    use felix_protocol::ids::StreamId;
     use felix_protocol::metadata::{StreamSpec, TenantLimits};
     use felix_protocol::names::StreamName;
 
@@ -244,6 +276,18 @@ mod tests {
             Action::Internal(Internal::AllocateProducers { core: CoreId(3), count: 70_000 }),
             Action::Internal(Internal::StartNode { node: NodeId(u128::MAX - 1), session: NodeSession(5) }),
             Action::Internal(Internal::RaiseFloors { ids: u64::MAX, lineage: Lineage(6) }),
+            Action::Internal(Internal::RestoreStream(Box::new(RestoredStream {
+                info: StreamInfo {
+                    id: StreamId(4),
+                    name: StreamName::parse("a/b/c").unwrap(),
+                    spec: StreamSpec { shards: 3, compact: true, ..StreamSpec::default() },
+                    version: 8,
+                    created: Timestamp(9),
+                },
+                shard_first: ShardId(5),
+                epoch: Epoch(u64::MAX),
+                lineage: Lineage(u32::MAX),
+            }))),
         ] {
             let entry = entry(action);
             assert_eq!(Entry::decode(&entry.encode().unwrap()), Ok(entry));

@@ -223,6 +223,7 @@ impl State {
 
     fn internal(&mut self, command: &Internal, effects: &mut Effects) -> Result<Reply, Refused> {
         match *command {
+            Internal::RestoreStream(ref stream) => self.restore_stream(stream, effects),
             Internal::SetCoreCount { cores } => self.set_core_count(cores, effects),
             Internal::AllocateProducers { core, count } => self.allocate_producers(core, count, effects),
             Internal::StartNode { node, session } => self.start_node(node, session, effects),

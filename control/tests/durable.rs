@@ -82,7 +82,7 @@ fn a_start_gives_new_lineages_but_never_an_old_number() {
         on_runtime(async {
             let node = open(folder.path()).await;
             let start = Internal::StartNode { node: NodeId(0xa1), session: NodeSession(session) };
-            let started = node.propose_internal(Timestamp(session), start).await.unwrap();
+            let started = node.propose_internal(Timestamp(session), start.clone()).await.unwrap();
             started.outcome.unwrap();
             let block = Internal::AllocateProducers { core: CoreId(0), count: 10 };
             let block = node.propose_internal(Timestamp(session), block).await.unwrap().producers.unwrap();

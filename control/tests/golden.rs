@@ -2,7 +2,7 @@
 //! build would not read what an older one wrote. `cargo test --test golden -- --ignored` writes those that are missing.
 
 use felix_control::authorise::Principal;
-use felix_control::command::{Action, Entry, Internal};
+use felix_control::command::{Action, Entry, Internal, RestoredStream};
 use felix_control::framed::{FrameError, FrameKind};
 use felix_control::raft_frames::*;
 use felix_control::raft_types::{EntryBytes, LogId, Membership, Peer, RaftEntry, StoredMembership, Vote};
@@ -10,10 +10,10 @@ use felix_control::snapshot::{self, SnapshotError};
 use felix_control::state::State;
 use felix_control::watch::{Change, Delta, Snapshot};
 use felix_protocol::codec::DecodeError;
-use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession};
+use felix_protocol::ids::{ClusterId, CoreId, NodeId, NodeSession, ShardId, StreamId};
 use felix_protocol::metadata::*;
 use felix_protocol::names::{NamespaceName, StreamName};
-use felix_protocol::position::Lineage;
+use felix_protocol::position::{Epoch, Lineage};
 use felix_protocol::time::Timestamp;
 use openraft::{EntryPayload, LeaderId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,6 +76,16 @@ fn entries() -> Vec<(&'static str, Entry)> {
         (name, Entry::new(0x1000 + u128::from(at), time, principal(&action), action))
     };
     (0..).zip(actions).map(entry).collect()
+}
+
+/// A command that came later; not among `entries`, whose states are frozen too.
+fn restore_entry() -> Entry {
+    let spec = StreamSpec { shards: 2, durability: Durability::Group, ..StreamSpec::default() };
+    let name = stream("acme/md/restored");
+    let info = StreamInfo { id: StreamId(0x77), name, spec, version: 3, created: Timestamp(1_700_000_000_000_000_000) };
+    let restored = RestoredStream { info, shard_first: ShardId(0x88), epoch: Epoch(9), lineage: Lineage(5) };
+    let action = Action::Internal(Internal::RestoreStream(Box::new(restored)));
+    Entry::new(0, Timestamp(1_700_000_000_000_000_001), Principal::system(), action)
 }
 
 /// A state with streams on disk, one of them gone but remembered, and the changes that made it.
@@ -162,6 +172,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
             ("state_snapshot.bin".to_string(), snapshot::encode(&state).unwrap()),
             ("delta_later_settings.bin".to_string(), later_delta.encode().unwrap()),
             ("state_snapshot_2.bin".to_string(), snapshot::encode(&later).unwrap()),
+            ("entry_restore_stream.bin".to_string(), restore_entry().encode().unwrap()),
             ("identity.bin".to_string(), IDENTITY.encode()),
             ("synced.bin".to_string(), SYNCED.encode()),
             (
@@ -198,6 +209,7 @@ fn this_build_reads_the_golden_bytes() {
     for (name, entry) in entries() {
         assert_eq!(Entry::decode(&golden(&format!("entry_{name}.bin"))), Ok(entry), "{name}");
     }
+    assert_eq!(Entry::decode(&golden("entry_restore_stream.bin")), Ok(restore_entry()));
     let (state, changes) = state_and_changes();
     let delta = Delta { from_version: 0, to_version: state.version(), changes };
     assert_eq!(Delta::decode(&golden("delta.bin")), Ok(delta));

@@ -231,7 +231,7 @@ impl Shards {
         // The WAL first: somebody waits for its writes.
         store.wal.plan(now.time, out);
         out.extend(store.queue.drain());
-        store.tell_full(now);
+        store.tell_full();
     }
 
     /// Metas say that their shards show batches early, before they do.
@@ -258,6 +258,9 @@ impl Shards {
     fn begin_flushes(&mut self, now: Now) {
         let Shards { shards, store, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
+        if store.flush_wanted.is_empty() && store.flushing == 0 {
+            store.room.on_nothing_waits();
+        }
         if store.wal.poison().is_some() || now.time < store.flush_after {
             return;
         }
@@ -340,6 +343,14 @@ impl Shards {
         let Shards { shards, store, pool, limits, .. } = self;
         if let (Some(shard), Some(store)) = (shards.get_mut(&wanted.shard), store.as_deref_mut()) {
             store.want(now, shard, wanted, pool, limits, effects);
+        }
+    }
+
+    /// Room on the disk, see `Store::set_room` and `Store::set_space_is_short`.
+    pub fn on_space(&mut self, room: u64, is_short: bool) {
+        if let Some(store) = self.store.as_deref_mut() {
+            store.set_room(room);
+            store.set_space_is_short(is_short);
         }
     }
 

@@ -133,6 +133,18 @@ pub enum RecoveryError {
     },
 }
 
+impl RecoveryError {
+    /// There was no room on the disk: with more the start may go on.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self,
+            RecoveryError::Write { ended: Ended::Full(_), .. }
+                | RecoveryError::Disk { error: DiskError::Full, .. }
+                | RecoveryError::Recover(RecoverError::Disk { error: DiskError::Full, .. })
+        )
+    }
+}
+
 impl fmt::Display for RecoveryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -20,6 +20,7 @@ pub(crate) mod keys;
 pub(crate) mod leaving;
 pub(crate) mod opening;
 pub(crate) mod part;
+pub(crate) mod room;
 pub(crate) mod slots;
 
 use crate::batch_pool::SharedBatch;
@@ -45,6 +46,7 @@ use keys::Keys;
 use leaving::Leaving;
 use opening::OpeningShard;
 use part::DiskPart;
+use room::Room;
 use slots::{Slots, Use};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -256,6 +258,7 @@ pub struct Store {
     pub(crate) next_sweep: Time,
     /// Free space is short: quarantine is emptied at once.
     pub(crate) space_is_short: bool,
+    pub(crate) room: Room,
     /// Some durable shard came: the WAL is needed.
     pub(crate) started: bool,
     pub(crate) closing: bool,
@@ -308,6 +311,7 @@ impl Store {
             sweep: None,
             next_sweep: Time(0),
             space_is_short: false,
+            room: Room::unknown(),
             started: false,
             closing: false,
             poison_told: false,
@@ -355,9 +359,27 @@ impl Store {
         self.space_is_short = short;
     }
 
+    /// Bytes that this core may still put on the disk; beyond them publishers are refused with DiskFull before the disk is
+    /// full. `u64::MAX` while nobody looked.
+    pub fn set_room(&mut self, bytes: u64) {
+        self.room.told(bytes, self.unflushed_bytes);
+    }
+
+    /// A job found no room, or less is left than what is to be flushed: nothing is taken.
+    pub fn is_out_of_room(&self) -> bool {
+        self.room.refuses()
+    }
+
+    /// Publishers are refused for lack of room, or soon will be.
+    pub fn is_full(&self) -> bool {
+        self.wal.is_full() || self.room.refuses()
+    }
+
     /// Intake should pause: what is gathered for the disk is half of what may be.
     pub fn is_busy(&self) -> bool {
+        // Who is refused must not wait for it.
         self.started
+            && !self.room.refuses()
             && (self.wal.gathered_bytes() * 2 > self.settings.wal.gather_bytes_max
                 || self.unflushed_bytes * 8 > self.settings.unflushed_bytes_max * 7)
     }
@@ -375,6 +397,11 @@ impl Store {
         if part.is_early() && batch.range().to.0 - part.durable_to.0 >= EARLY_OFFSETS_MAX {
             self.counters.refused_busy += 1;
             return Err(ErrorCode::Overloaded);
+        }
+        // Before it is too late: the WAL would take what no segment has room for.
+        if !self.room.takes(self.unflushed_bytes, bytes) {
+            self.counters.refused_full += 1;
+            return Err(ErrorCode::DiskFull);
         }
         if self.unflushed_bytes + bytes > self.settings.unflushed_bytes_max {
             self.counters.refused_busy += 1;
@@ -438,8 +465,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn tell_full(&mut self, now: Now) {
-        let full = self.wal.is_full() || now.time < self.flush_after;
+    pub(crate) fn tell_full(&mut self) {
+        let full = self.is_full();
         if full != self.full_told {
             self.full_told = full;
             self.alarm(if full { Alarm::DiskFull } else { Alarm::DiskFreed });

@@ -92,6 +92,19 @@ impl ChunkBuilder {
         self.compacted = true;
     }
 
+    /// Starts anew at the end of a log for batches of a backup of it: offsets may be left out, and batches from which
+    /// compaction took records may come. What follows directly is checked as ever.
+    pub fn begin_restored(&mut self, cursor: LogCursor) {
+        self.begin_compacted(cursor);
+    }
+
+    /// After `begin_restored`: offsets up to `to` are covered without batches. Nothing happens if they are already.
+    pub fn skip(&mut self, to: Offset) {
+        if let Some(cursor) = self.cursor.filter(|cursor| cursor.next < to) {
+            self.cover(LogCursor { next: to, ..cursor }, false);
+        }
+    }
+
     /// Takes the next batch, clear or `sealed` at rest.
     pub fn push(&mut self, batch: &[u8], sealed: bool) -> Result<(), BuildError> {
         let mut cursor = self.cursor.ok_or(BuildError::NotBegun)?;

@@ -1,14 +1,18 @@
-//! **What**: the few system calls of the start-up self-check, with a safe face.
+//! **What**: the few system calls of the start-up self-check and of the look at the disk, with a safe face.
 //!
-//! **Invariants**: nothing here changes the process but `raise_soft_limit`.
+//! **Invariants**: nothing here changes the process but `raise_soft_limit`, or a file but `allocate`.
 //!
-//! **Never**: judgement; that is `self_check.rs`.
+//! **Never**: judgement; that is `self_check.rs` and `space.rs`.
 //!
-//! **See**: `self_check.rs`.
+//! **See**: `self_check.rs`, `space.rs`.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A resource limit of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +83,33 @@ pub fn try_io_uring() -> io::Result<()> {
         drop(OwnedFd::from_raw_fd(fd as i32));
     }
     Ok(())
+}
+
+/// A file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes it has.
+    pub total: u64,
+    /// Bytes that this process may still write.
+    pub available: u64,
+}
+
+/// Size and room of the file system that `path` is on.
+pub fn space(path: &Path) -> io::Result<Space> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: statvfs is plain data; zero is valid.
+    let mut raw: libc::statvfs = unsafe { zeroed() };
+    // SAFETY: the path ends in a zero byte, and both live through the call.
+    check(unsafe { libc::statvfs(path.as_ptr(), &mut raw) })?;
+    let bytes = |blocks: u64| blocks.saturating_mul(raw.f_frsize);
+    Ok(Space { total: bytes(raw.f_blocks), available: bytes(raw.f_bavail) })
+}
+
+/// Gives a file `bytes` bytes of blocks, without writing them. An error if the file system cannot.
+pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: no memory is involved; the descriptor is open while `file` lives.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) })
 }
 
 fn check(result: i32) -> io::Result<()> {

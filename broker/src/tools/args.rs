@@ -53,6 +53,37 @@ repair: what is given up here is gone for clients. Files are moved to DATA/quara
 written anew are copied there first. A report is written to DATA/repairs.
 Exit codes: 0 done (or dry run), 1 nothing was done, 3 cannot read.";
 
+/// Help of `restore`.
+pub const RESTORE_HELP: &str = "Examples:
+  felix-broker restore /backups/2026-11-26 --data /var/lib/felix
+  felix-broker dev --data /var/lib/felix
+
+Every checksum of the backup is verified before anything is written. The data folder must be missing or empty; it is made
+beside its place as DATA.restoring and renamed when all of it is on disk, so it is there whole or not at all.
+
+Offsets, lineages, keys and settings are what they were: a client goes on at the position it saved. Records that were
+published after the backup are not there; a client that read some of them must begin at an earlier position, since their
+offsets are given again. Cluster and region are those of the backup, the node is new. Never let the old and the restored
+broker serve the same clients.
+
+Records of streams with encryption at rest are in clear in a backup. They are restored with --in-clear only, as streams
+without it: there are no keys of the tenant in a new data folder.
+Exit codes: 0 restored, 2 the backup is damaged or incomplete, 3 it cannot be read or the data folder cannot be written.";
+
+/// Options of `restore`.
+#[derive(Clone, Debug, Args)]
+pub struct RestoreArgs {
+    /// Folder that `felix backup` made.
+    #[arg(value_name = "BACKUP")]
+    pub backup: PathBuf,
+    /// Data folder to make.
+    #[arg(long, value_name = "NEW")]
+    pub data: PathBuf,
+    /// Restore streams that were encrypted at rest without encryption.
+    #[arg(long)]
+    pub in_clear: bool,
+}
+
 /// Options of `check`.
 #[derive(Clone, Debug, Args)]
 pub struct CheckArgs {

@@ -6,7 +6,8 @@
 //!
 //! **See**: `placement.rs` (which core), `watch.rs` (what the cores are told).
 
-use super::{Effects, Refused, State, Tenant, Usage, refused, used_up};
+use super::{Effects, Namespace, Refused, State, Tenant, Usage, refused, used_up};
+use crate::command::RestoredStream;
 use crate::limits::*;
 use crate::placement::{place, re_place};
 use crate::watch::{Change, PlacedStream, ShardPlace};
@@ -156,6 +157,55 @@ impl State {
         });
         let (id, version) = (StreamId(stream_id), self.version);
         let info = StreamInfo { id, name: name.clone(), spec, version, created: now };
+        let stream = PlacedStream { info: info.clone(), shards: shards.collect() };
+        self.streams.insert(name.clone(), stream.clone());
+        effects.changes.push(Change::StreamPut { routing_version: self.routing_version, stream });
+        Ok(Reply::StreamDone { version, stream: info })
+    }
+
+    /// A stream of a backup: as `create_stream`, but its ids and its lineage are given.
+    pub(super) fn restore_stream(&mut self, stream: &RestoredStream, effects: &mut Effects) -> Result<Reply, Refused> {
+        let RestoredStream { ref info, shard_first, epoch, lineage } = *stream;
+        let (name, spec) = (&info.name, info.spec);
+        check_spec(&spec)?;
+        if self.streams.contains_key(name) {
+            return refused(ErrorCode::AlreadyExists, format!("stream {name} exists already"));
+        }
+        let namespace = self.namespace(name.namespace())?.clone();
+        let tenant = self.tenant(name.tenant())?;
+        let usage = check_quota(name.tenant(), &tenant.limits, add_usage(tenant.usage, &spec))?;
+        let (id, count) = (info.id.0, u64::from(spec.shards));
+        let ends = (id.checked_add(1), shard_first.0.checked_add(count), lineage.0.checked_add(1));
+        let (Some(stream_next), Some(shard_next), Some(lineage_next)) = ends else { return used_up("ids") };
+        if id == 0 || shard_first.0 == 0 || epoch.0 == 0 || lineage.0 == 0 {
+            return refused(ErrorCode::InvalidArgument, format!("stream {name} has an id, epoch or lineage of 0"));
+        }
+        let ours = shard_first.0..shard_next;
+        let taken = self.streams.values().find(|it| {
+            it.info.id == info.id || it.shards.iter().any(|shard| ours.contains(&shard.shard.0))
+        });
+        if let Some(other) = taken {
+            let detail = format!("stream {name} has ids that are those of {}", other.info.name);
+            return refused(ErrorCode::AlreadyExists, detail);
+        }
+
+        // Nothing is refused from here on.
+        self.next.stream = self.next.stream.max(stream_next);
+        self.next.shard = self.next.shard.max(shard_next);
+        self.next.lineage = self.next.lineage.max(lineage_next);
+        self.routing_version += 1;
+        self.tenants.get_mut(name.tenant()).expect("it was found").usage = usage;
+        self.namespaces.insert(name.namespace().clone(), Namespace { streams: namespace.streams + 1 });
+        let shards = (0..).zip(place(&mut self.loads, spec.shards)).map(|(index, core)| ShardPlace {
+            index: ShardIndex(index),
+            shard: ShardId(shard_first.0 + u64::from(index)),
+            core,
+            range_start: even_range_start(ShardIndex(index), spec.shards),
+            epoch,
+            lineage,
+        });
+        let version = self.version;
+        let info = StreamInfo { version, ..info.clone() };
         let stream = PlacedStream { info: info.clone(), shards: shards.collect() };
         self.streams.insert(name.clone(), stream.clone());
         effects.changes.push(Change::StreamPut { routing_version: self.routing_version, stream });

@@ -3,7 +3,7 @@ use crate::authorise::Principal;
 use crate::limits::IDEMPOTENCY_KEYS_MAX;
 use crate::member::{Member, MemberSettings};
 use felix_protocol::ids::{ShardId, StreamId};
-use felix_protocol::metadata::{Durability, StreamChanges, StreamSpec};
+use felix_protocol::metadata::{Durability, StreamChanges, StreamInfo, StreamSpec};
 use felix_protocol::position::Epoch;
 
 fn stream(text: &str) -> StreamName {
@@ -356,4 +356,42 @@ fn a_key_is_forgotten_after_as_many_others_as_the_table_holds() {
     let again = state.apply(&keyed(1, command()));
     assert_eq!(again.version, state.version());
     state.check_invariants().unwrap();
+}
+
+#[test]
+fn a_stream_of_a_backup_keeps_its_ids_and_later_ones_are_greater() {
+    use crate::command::RestoredStream;
+    let mut state = State::new();
+    state.run(tenant("a", limits(3, 10, 1 << 40)));
+    state.run(Command::CreateNamespace { name: NamespaceName::parse("a/b").unwrap() });
+    let spec = StreamSpec { durability: Durability::Group, retention_bytes: 5 << 20, ..shards(3) };
+    let restored = |name: &str, id, first, spec| {
+        let info = StreamInfo { id: StreamId(id), name: stream(name), spec, version: 99, created: Timestamp(7) };
+        let (epoch, lineage) = (Epoch(4), Lineage(8));
+        Internal::RestoreStream(Box::new(RestoredStream { info, shard_first: ShardId(first), epoch, lineage }))
+    };
+    let before = state.version();
+    let Ok(Reply::StreamDone { stream: info, .. }) = state.run_internal(restored("a/b/c", 20, 30, spec)).outcome else {
+        panic!("refused")
+    };
+    assert_eq!((info.id, info.version, info.created, info.spec), (StreamId(20), before + 1, Timestamp(7), spec));
+    assert_eq!(state.places("a/b/c"), [(30, 0, 4, 8), (31, 0, 4, 8), (32, 0, 4, 8)]);
+    for (name, id, first, expected) in [
+        ("a/b/c", 21, 40, ErrorCode::AlreadyExists),
+        ("a/b/d", 20, 40, ErrorCode::AlreadyExists),
+        ("a/b/d", 21, 28, ErrorCode::AlreadyExists),
+        ("a/b/d", 21, 32, ErrorCode::AlreadyExists),
+        ("a/b/d", 0, 40, ErrorCode::InvalidArgument),
+        ("a/x/d", 21, 40, ErrorCode::NotFound),
+        ("a/b/d", u64::MAX, 40, ErrorCode::Internal),
+    ] {
+        assert_eq!(code(&state.run_internal(restored(name, id, first, spec))), expected, "{name} {id} {first}");
+    }
+    let many = StreamSpec { shards: 8, ..spec };
+    assert_eq!(code(&state.run_internal(restored("a/b/d", 21, 40, many))), ErrorCode::QuotaExceeded);
+    // Below what is there already: nothing that is given later meets it.
+    assert!(state.run_internal(restored("a/b/d", 2, 3, spec)).outcome.is_ok());
+    let Ok(Reply::StreamDone { stream: info, .. }) = state.run(create("a/b/e", shards(1))).outcome else { panic!() };
+    assert_eq!(info.id, StreamId(21));
+    assert_eq!(state.places("a/b/e"), [(33, 0, 1, 9)]);
 }

@@ -9,6 +9,7 @@
 //! **See**: `frame.rs` for what travels, `batch.rs` for what is stored, `codec.rs` for how bytes are read.
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod batch;
 pub mod batch_builder;
 mod batch_error;

@@ -238,6 +238,7 @@ impl Store {
         part.checkpoint = checkpoint.unwrap_or(part.checkpoint);
         self.counters.flushes += 1;
         self.counters.flushed_bytes += bytes as u64;
+        self.room.on_flushed(bytes);
         if part.unflushed_bytes >= self.settings.flush_bytes && !part.flush_listed {
             part.flush_listed = true;
             self.flush_wanted.push_back(shard.config.shard);
@@ -249,6 +250,7 @@ impl Store {
 
     fn wait_for_room(&mut self, now: Now, shard: &mut Shard) {
         self.flush_after = now.time.after_ns(self.settings.full_retry_ns);
+        self.room.on_full();
         self.next_sweep = now.time;
         if let Some(part) = shard.part.as_mut().filter(|it| !it.flush_listed) {
             part.flush_listed = true;

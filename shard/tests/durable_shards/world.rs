@@ -58,6 +58,7 @@ pub struct Seen {
     pub acks: u64,
     pub refused: u64,
     pub refused_full: u64,
+    pub refused_room: u64,
     pub refused_failed: u64,
     pub duplicates: u64,
     pub flushes: u64,
@@ -80,6 +81,7 @@ impl Seen {
         self.acks += other.acks;
         self.refused += other.refused;
         self.refused_full += other.refused_full;
+        self.refused_room += other.refused_room;
         self.refused_failed += other.refused_failed;
         self.duplicates += other.duplicates;
         self.flushes += other.flushes;
@@ -115,7 +117,7 @@ impl Seen {
             Trouble::Crash => assert!(self.broken_recoveries > 0 && self.lost_early > 0 && self.skipped > 0),
             Trouble::Kill => {}
             Trouble::Errors => assert!(self.poisoned > 0 && self.refused_failed > 0),
-            Trouble::Full => assert!(self.refused_full > 0),
+            Trouble::Full => assert!(self.refused_full > 0 && self.refused_room > 0),
         }
     }
 }
@@ -565,7 +567,14 @@ impl World {
         let batch = CheckedBatch::check(&mut life.shards.pool, &sent.body, 1 << 20, None).unwrap();
         let shard = self.models[at].config.shard;
         self.models[at].in_flight.push((life.channels, 0, sent));
+        let store = life.shards.store().expect("it has one");
+        let (is_out, entries) = (store.is_out_of_room(), store.counters.entries);
         life.shards.handle(self.now, Event::Published { shard, channel, batch }, &mut life.effects);
+        if is_out {
+            // What no segment has room for must not fill the log.
+            assert_eq!(life.shards.store().map(|it| it.counters.entries), Some(entries), "taken without room");
+            self.seen.refused_room += 1;
+        }
         self.execute(life);
     }
 

@@ -8,7 +8,7 @@
 
 use crate::failure::EXIT_CODES;
 use crate::units::parse_positive_duration;
-use crate::{completions, context, namespace, publish, stream, subscribe, tenant, top};
+use crate::{backup, completions, context, namespace, publish, stream, subscribe, tenant, top};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -116,6 +116,8 @@ pub enum Verb {
     Sub(subscribe::SubArgs),
     /// Watch the streams: rates, subscriptions, lag, gaps
     Top(top::TopArgs),
+    /// Save metadata and records of a running broker in a folder, or verify such a folder
+    Backup(backup::BackupArgs),
     /// Show the context, or check it against the broker
     Context(context::ContextArgs),
     /// Print completions for a shell

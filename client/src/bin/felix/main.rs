@@ -10,6 +10,7 @@
 //! **See**: `cli.rs` for the verbs, then the file of a verb; `link.rs` for how it reaches a broker.
 #![deny(unsafe_code)]
 
+mod backup;
 mod cli;
 mod completions;
 mod context;
@@ -46,6 +47,7 @@ fn run(cli: Cli, out: &mut Out) -> Result<Exit, Failure> {
         Verb::Pub(args) => publish::run(globals, args, out),
         Verb::Sub(args) => subscribe::run(globals, args, out),
         Verb::Top(args) => top::run(globals, args, out),
+        Verb::Backup(args) => backup::run(globals, args, out),
         Verb::Context(args) => context::run(globals, args, out),
         Verb::Completions(args) => completions::run(args, out),
     }

@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# Broken twins of the durable path: each patch below breaks one promise; the tests named beside it must fail. A twin that
+# survives means that the tests would not notice the same mistake of ours.
+#
+#   scripts/mutants.sh            all of them; minutes each
+#   scripts/mutants.sh NAME...    only these
+#   RUN="nice cargo"              how cargo is called
+#
+# Works on a copy of the tree in target/mutants, with a copy of target/debug to begin with. Ends with code 1 if one survives
+# or a patch does not fit any more.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+copy=$root/target/mutants
+run=${RUN:-cargo}
+wanted=" $* "
+results=()
+bad=0
+
+prepare() {
+    rm -rf "$copy/tree"
+    mkdir -p "$copy/target" "$copy/tree"
+    git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C "$copy/tree" ||
+        { echo "mutants: the tree cannot be copied" >&2; exit 2; }
+    [ -d "$copy/target/debug" ] || cp -a --reflink=auto target/debug "$copy/target/" 2>/dev/null || true
+}
+
+# mutant NAME FILE "cargo test arguments" <<< "what stands there" + line "=====" + "what is put in its place"
+mutant() {
+    local name=$1 file=$2 tests=$3 patch from to code began
+    patch=$(cat)
+    [ "$wanted" = "  " ] || [[ $wanted == *" $name "* ]] || return 0
+    from=${patch%%$'\n'=====$'\n'*}
+    to=${patch#*$'\n'=====$'\n'}
+    cp -p "$root/$file" "$copy/whole"
+    if ! FROM=$from TO=$to perl -0777 -pi -e \
+        '$n = () = /\Q$ENV{FROM}\E/g; $n == 1 or die "found $n times\n"; s/\Q$ENV{FROM}\E/$ENV{TO}/' "$copy/tree/$file"; then
+        results+=("$name|PATCH DOES NOT FIT|0|$file"); bad=1
+        cp "$copy/whole" "$copy/tree/$file"
+        return 0
+    fi
+    began=$SECONDS
+    ( cd "$copy/tree" && CARGO_TARGET_DIR="$copy/target" RUSTFLAGS="${RUSTFLAGS:-} -Awarnings" \
+        timeout 1500 $run build --workspace --bins && CARGO_TARGET_DIR="$copy/target" \
+        RUSTFLAGS="${RUSTFLAGS:-} -Awarnings" $run test --workspace --no-run $tests ) >"$copy/$name.build" 2>&1
+    if [ $? != 0 ]; then
+        results+=("$name|DOES NOT BUILD|$((SECONDS - began))|see $copy/$name.build"); bad=1
+    else
+        ( cd "$copy/tree" && CARGO_TARGET_DIR="$copy/target" RUSTFLAGS="${RUSTFLAGS:-} -Awarnings" \
+            timeout 900 $run test --workspace --no-fail-fast $tests ) >"$copy/$name.test" 2>&1
+        code=$?
+        if [ $code = 0 ]; then
+            results+=("$name|SURVIVED|$((SECONDS - began))|$tests"); bad=1
+        else
+            local by
+            by=$(grep -aE '^test .* FAILED$|^test .* has been running|panicked at' "$copy/$name.test" | head -n 1 | cut -c 1-90)
+            results+=("$name|killed|$((SECONDS - began))|$by")
+        fi
+    fi
+    cp "$copy/whole" "$copy/tree/$file"
+    touch "$copy/tree/$file"
+    echo "${results[-1]}"
+}
+
+prepare
+
+mutant sync-skipped broker/src/io/disk/ring.rs "--test io_disk_trace --test durable_trace" <<'X'
+            Action::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+=====
+            Action::Sync => opcode::Nop::new().build(),
+X
+mutant ack-before-durable shard/src/shard.rs "--test durable --test durable_trace" <<'X'
+part.is_early || to <= part.durable_to) {
+=====
+part.is_early || to <= part.durable_to || to.0 > 0) {
+X
+mutant flushed-before-meta shard/src/store/flush.rs "--test durable" <<'X'
+                part.work = Work::Flush { through, bytes, checkpoint };
+=====
+                part.work = Work::Flush { through, bytes, checkpoint };
+                self.wal.flushed(now.time, shard.config.shard, shard.config.lineage, end, through);
+X
+mutant last-group-dropped wal/src/judge.rs "--test durable --test durable_records" <<'X'
+            end = run.last;
+=====
+            let _ = run;
+X
+mutant retention-past-producers shard/src/store/flush.rs "--test durable" <<'X'
+            floor: (!none_needed).then_some(part.checkpoint.through),
+=====
+            floor: None,
+X
+mutant dedup-not-restored shard/src/store/opening.rs "--test durable" <<'X'
+                        let dedup = Dedup::restore(producers);
+=====
+                        let dedup = Dedup::default();
+X
+mutant history-off-by-one shard/src/store/history.rs "--test durable" <<'X'
+            Wish::Batches(offset) => ReadFrom::Offset(offset.max(shard.log_start())),
+=====
+            Wish::Batches(offset) => ReadFrom::Offset(felix_protocol::position::Offset(offset.0 + 1).max(shard.log_start())),
+X
+mutant sealed-in-clear-wal shard/src/store.rs "--test durable" <<'X'
+        let (sealed_by, stored) = match part.sealed_for {
+=====
+        let (sealed_by, stored) = match part.sealed_for.filter(|_| false) {
+X
+mutant sealed-in-clear-segment shard/src/store/flush.rs "--test durable" <<'X'
+            let pushed = match part.sealed_for {
+=====
+            let pushed = match part.sealed_for.filter(|_| false) {
+X
+mutant full-disk-not-refused shard/src/store.rs "--test durable" <<'X'
+        if !self.room.takes(self.unflushed_bytes, bytes) {
+=====
+        if !self.room.takes(self.unflushed_bytes, bytes) && bytes == 0 {
+X
+
+echo
+printf '%-26s %-20s %7s  %s\n' mutant outcome seconds by
+for line in "${results[@]}"; do
+    IFS='|' read -r name outcome seconds by <<<"$line"
+    printf '%-26s %-20s %7s  %s\n' "$name" "$outcome" "$seconds" "$by"
+done
+exit $bad
