@@ -45,6 +45,8 @@ impl StreamRoute {
             durability: self.info.spec.durability,
             sync_interval_ms: self.info.spec.interval_ms,
             sealed_for: None,
+            compact: self.info.spec.compact,
+            tombstone_grace_ns: self.info.spec.tombstone_grace_ms.saturating_mul(1_000_000),
             retention_bytes: self.info.spec.retention_bytes,
             retention_age_ns: self.info.spec.retention_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
         }

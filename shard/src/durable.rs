@@ -120,6 +120,13 @@ impl Shards {
                     self.after(now, id);
                 }
             }
+            Use::Compaction(id) if store.leaving.contains_key(&id) => store.on_abandoned_done(id, done),
+            Use::Compaction(id) => {
+                if let Some(shard) = shards.get_mut(&id) {
+                    store.on_compaction_done(now, shard, done);
+                    self.after(now, id);
+                }
+            }
             Use::Reader(index) => match store.history.shard_of(index) {
                 Some(id) if store.leaving.contains_key(&id) => store.on_leaving_reader_done(index, done),
                 Some(id) => {
@@ -198,6 +205,7 @@ impl Shards {
                 part.wal_failed = store.wal.poison().is_some();
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);
+                store.want_compaction(&mut shard);
                 self.shards.insert(id, shard);
                 self.after(now, id);
             }
@@ -219,6 +227,7 @@ impl Shards {
             return;
         }
         self.finish_openings(now, effects);
+        self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
         self.serve_wishes(now, effects);
@@ -266,6 +275,32 @@ impl Shards {
             if let Some(shard) = shards.get_mut(&id) {
                 let slot = shard.slot;
                 store.flush(now, shard, slot);
+            }
+        }
+    }
+
+    /// Before flushes: a switch needs the log for itself, and a shard that is written to without a pause always has a flush
+    /// that waits.
+    fn compact(&mut self, now: Now) {
+        let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        if let Some(id) = store.compaction_to_drive(now)
+            && let Some(shard) = shards.get_mut(&id)
+        {
+            store.drive_compaction(now, shard);
+            self.after(now, id);
+            return;
+        }
+        let mut listed = store.compact_wanted.len();
+        while listed > 0 && store.may_compact(now) {
+            listed -= 1;
+            let Some(id) = store.compact_wanted.pop_front() else { break };
+            let Some(shard) = shards.get_mut(&id) else { continue };
+            let slot = shard.slot;
+            let Some(part) = &mut shard.part else { continue };
+            part.compact_listed = false;
+            if !store.begin_compaction(now, shard, slot) {
+                store.want_compaction(shard);
             }
         }
     }
@@ -326,7 +361,9 @@ impl Shards {
         let ages = self.has_aging.then_some(store.next_retention);
         let full = (!store.flush_wanted.is_empty() && store.flush_after > Time(0)).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
-        [store.wal.next_deadline(), idle, ages, full, sweep].into_iter().flatten().min()
+        let wanted = !store.compact_wanted.is_empty();
+        let compaction = store.compactor.next_deadline(wanted).filter(|_| !store.closing);
+        [store.wal.next_deadline(), idle, ages, full, sweep, compaction].into_iter().flatten().min()
     }
 
     /// Writes what is gathered, syncs and seals. `Store::is_closed` says when that is done; `plan_disk` and

@@ -16,7 +16,7 @@
 //! **See**: `felix_wal::read`.
 
 use super::slots::Use;
-use super::{Alarm, Store};
+use super::{Alarm, Store, push_alarm};
 use crate::batch_pool::{BatchPool, SharedBatch};
 use crate::effect::{Effect, Effects};
 use crate::event::SubKey;
@@ -245,7 +245,17 @@ impl Store {
                     }
                     // Its checksums were checked. A body that a newer build wrote is passed over like one that expired.
                     // One whose key was destroyed is a gap: that is what destroying keys is for.
-                    let Ok(clear) = self.keys.open(part.sealed_for, &stored) else { continue };
+                    let clear = match self.keys.open(part.sealed_for, &stored) {
+                        Ok(clear) => clear,
+                        Err(why) => {
+                            let (from, envelope) = (stored.header.base_offset, stored.sealed);
+                            let (shard, key_id) = (shard.config.shard, envelope.map_or(0, |it| it.key_id));
+                            if self.keys.is_news(shard, key_id) {
+                                push_alarm(&mut self.alarms, Alarm::Unopened { shard, from, key_id, why });
+                            }
+                            continue;
+                        }
+                    };
                     let Some(batch) = pool.share_stored(clear) else { continue };
                     bytes += batch.bytes().len();
                     batches.push(batch);

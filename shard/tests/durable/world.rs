@@ -235,6 +235,8 @@ impl World {
                     durability: durability(index),
                     sync_interval_ms: 20,
                     sealed_for: (index % 2 == 0).then_some(TENANT),
+                    compact: false,
+                    tombstone_grace_ns: 0,
                     retention_bytes: if chance.coin() { 1 << 30 } else { 64 << 10 },
                     retention_age_ns: chance.one_in_thousand(300).then_some(2_000 * MS),
                 },
