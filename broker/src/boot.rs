@@ -25,6 +25,7 @@ use crate::io::bind::{SocketBuffers, SocketGroup};
 use crate::io::disk::{self, DiskSeat};
 use crate::io::executor::{CoreSpec, spawn_core};
 use crate::io::mesh::{Mesh, MeshLimits};
+use crate::keyring_file::KeyringFile;
 use crate::message::MeshMessage;
 use crate::metrics::Metrics;
 use crate::self_check;
@@ -158,6 +159,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         durable_streams: true,
         drain: Duration::from_millis(args.drain_ms),
         tls: tls_files,
+        data: data.path().to_path_buf(),
+        keyring: KeyringFile::new(data.path(), args.keyring.as_deref(), data.identity().region),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;

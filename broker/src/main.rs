@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         }
         Command::Check(args) => return tools::exit("check", tools::check(&args)),
         Command::Dump(args) => return tools::exit("dump", tools::dump(&args)),
+        Command::Keyring(args) => return tools::exit("keyring", tools::keyring(&args)),
         Command::Repair(args) => return tools::exit("repair", tools::repair(&args)),
     };
     match result {

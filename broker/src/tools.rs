@@ -1,10 +1,11 @@
-//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker. A map,
-//! and what the three share.
+//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker, `keyring`
+//! also beside a running one. A map, and what they share.
 //!
 //! ```text
 //! args -> folder (lock, identity) -> check   -> felix_wal::check     read-only disk
 //!                                 -> dump    -> felix_wal::dump      read-only disk
 //!                                 -> repair  -> felix_wal::repair    first on dry_run, then on the folder
+//!                  -> keyring_file -> keyring -> felix_wal::keyring   one file, under its own lock
 //! ```
 //!
 //! **Invariants**: `check` and `dump` change nothing, not even a lock file. `repair` changes nothing without the words that
@@ -19,6 +20,7 @@ mod check;
 mod dry_run;
 mod dump;
 mod folder;
+mod keyring;
 mod repair;
 mod wal_entries;
 
@@ -29,6 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use check::run as check;
 pub use dump::run as dump;
+pub use keyring::run as keyring;
 pub use repair::run as repair;
 
 /// `check` found nothing, `dump` and `repair` did what they were told.
