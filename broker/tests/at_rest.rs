@@ -240,7 +240,7 @@ fn no_file_holds_a_word_of_a_sealed_stream() {
     broker.start();
     let client = broker.connect();
     assert_eq!(read(&client, "acme/n/sealed", 5_999), (everything(6_000), vec![]));
-    assert!(broker.metric("felix_store_history_batches_total") > 0, "all of it came from memory");
+    broker.wait_for("history", || broker.metric("felix_store_history_batches_total") > 0);
     broker.stop();
     assert_eq!(leaks(&broker.data), Vec::<PathBuf>::new());
     // The same of a stream in clear is found, or this test could not fail.

@@ -117,6 +117,8 @@ impl Shards {
             Use::Shard(id) => {
                 if let Some(shard) = shards.get_mut(&id) {
                     store.on_shard_done(now, shard, slot, done, pool);
+                    store.poll_readers_of(now, shard, pool, limits, effects);
+                    store.poll_compaction(now, shard);
                     self.after(now, id);
                 }
             }

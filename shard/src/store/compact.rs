@@ -160,6 +160,14 @@ impl Store {
         }
     }
 
+    /// A job of the log ended, or came further: a pass that waited for files that were moved goes on.
+    pub(crate) fn poll_compaction(&mut self, now: Now, shard: &mut Shard) {
+        let waits = |it: &Compacting| it.shard == shard.config.shard && it.waits == Waits::Disk;
+        if self.compactor.running.as_ref().is_some_and(waits) && !self.closing {
+            self.drive_compaction(now, shard);
+        }
+    }
+
     /// Goes on with the pass as far as it comes.
     pub(crate) fn drive_compaction(&mut self, now: Now, shard: &mut Shard) {
         let Some(part) = &mut shard.part else { return };

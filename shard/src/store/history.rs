@@ -219,6 +219,24 @@ impl Store {
         self.free_reader(index);
     }
 
+    /// A job of a log ended, or came further: who waits for files that were moved goes on. No completion of theirs would
+    /// say so.
+    pub(crate) fn poll_readers_of(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        pool: &mut BatchPool,
+        limits: &Limits,
+        effects: &mut Effects,
+    ) {
+        for index in 0..self.history.readers.len() {
+            let waits = |it: &HistoryReader| it.shard == shard.config.shard && it.wish.is_some() && !it.closing;
+            if self.history.readers[index].as_ref().is_some_and(waits) {
+                self.drive_reader(now, index, shard, pool, limits, effects);
+            }
+        }
+    }
+
     fn drive_reader(
         &mut self,
         now: Now,

@@ -785,7 +785,9 @@ impl World {
                     assert!(!poisoned || is_early(ack.durability), "an ack after the WAL failed");
                 }
                 let offset = ack.base_offset.0;
-                sent.records.iter().for_each(|it| drop(model.unacked.remove(it)));
+                for text in &sent.records {
+                    model.unacked.remove(text);
+                }
                 if !is_early(model.config.durability)
                     && let Some(before) = model.acked.insert(offset, sent.records.clone())
                 {
