@@ -25,6 +25,7 @@ use crate::io::bind::{SocketBuffers, SocketGroup};
 use crate::io::disk::{self, DiskSeat};
 use crate::io::executor::{CoreSpec, spawn_core};
 use crate::io::mesh::{Mesh, MeshLimits};
+use crate::keyring_file::KeyringFile;
 use crate::message::MeshMessage;
 use crate::metrics::Metrics;
 use crate::self_check;
@@ -166,6 +167,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         drain: Duration::from_millis(args.drain_ms),
         tls: tls_files,
         space: SpaceKeeper::new(data.path(), cores, metrics.clone()),
+        data: data.path().to_path_buf(),
+        keyring: KeyringFile::new(data.path(), args.keyring.as_deref(), data.identity().region),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
@@ -262,12 +265,7 @@ fn give_up_reserve(reserve: &Reserve) -> Result<bool, BootError> {
 
 /// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try. Tells whether the last stop
 /// was clean.
-fn recover_storage(
-    seats: Vec<DiskSeat>,
-    maker: Maker,
-    args: &DevArgs,
-    reserve: &Reserve,
-) -> Result<bool, BootError> {
+fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: &Reserve) -> Result<bool, BootError> {
     let mut seats = seats.into_iter();
     let mut next = || seats.next().ok_or("no seat for recovery");
     let report = match try_recovery(next()?, maker, args)? {

@@ -117,6 +117,15 @@ impl Shards {
             Use::Shard(id) => {
                 if let Some(shard) = shards.get_mut(&id) {
                     store.on_shard_done(now, shard, slot, done, pool);
+                    store.poll_readers_of(now, shard, pool, limits, effects);
+                    store.poll_compaction(now, shard);
+                    self.after(now, id);
+                }
+            }
+            Use::Compaction(id) if store.leaving.contains_key(&id) => store.on_abandoned_done(id, done),
+            Use::Compaction(id) => {
+                if let Some(shard) = shards.get_mut(&id) {
+                    store.on_compaction_done(now, shard, done);
                     self.after(now, id);
                 }
             }
@@ -196,6 +205,7 @@ impl Shards {
                 part.wal_failed = store.wal.poison().is_some();
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);
+                store.want_compaction(&mut shard);
                 self.shards.insert(id, shard);
                 self.after(now, id);
             }
@@ -221,6 +231,7 @@ impl Shards {
             store.go_on_opening(now);
         }
         self.begin_early();
+        self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
         self.serve_wishes(now, effects);
@@ -296,6 +307,32 @@ impl Shards {
         }
     }
 
+    /// Before flushes: a switch needs the log for itself, and a shard that is written to without a pause always has a flush
+    /// that waits.
+    fn compact(&mut self, now: Now) {
+        let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        if let Some(id) = store.compaction_to_drive(now)
+            && let Some(shard) = shards.get_mut(&id)
+        {
+            store.drive_compaction(now, shard);
+            self.after(now, id);
+            return;
+        }
+        let mut listed = store.compact_wanted.len();
+        while listed > 0 && store.may_compact(now) {
+            listed -= 1;
+            let Some(id) = store.compact_wanted.pop_front() else { break };
+            let Some(shard) = shards.get_mut(&id) else { continue };
+            let slot = shard.slot;
+            let Some(part) = &mut shard.part else { continue };
+            part.compact_listed = false;
+            if !store.begin_compaction(now, shard, slot) {
+                store.want_compaction(shard);
+            }
+        }
+    }
+
     fn begin_retentions(&mut self, now: Now) {
         let Shards { shards, store, has_aging, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
@@ -362,7 +399,9 @@ impl Shards {
         // A time that has passed is no reason to come back: what is wanted then waits for a completion.
         let full = (!store.flush_wanted.is_empty() && store.flush_after > now).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
-        [store.wal.next_deadline(), idle, ages, full, sweep].into_iter().flatten().min()
+        let wanted = !store.compact_wanted.is_empty();
+        let compaction = store.compactor.next_deadline(wanted).filter(|_| !store.closing);
+        [store.wal.next_deadline(), idle, ages, full, sweep, compaction].into_iter().flatten().min()
     }
 
     /// Writes what is gathered, syncs and seals. `Store::is_closed` says when that is done; `plan_disk` and

@@ -14,6 +14,7 @@
 //!
 //! **See**: `durable.rs`, which drives it; `felix_wal`'s DESIGN.md for the order of things on disk.
 
+pub(crate) mod compact;
 pub(crate) mod flush;
 pub(crate) mod history;
 pub(crate) mod keys;
@@ -26,13 +27,15 @@ pub(crate) mod slots;
 use crate::batch_pool::SharedBatch;
 use crate::effect::Effect;
 use crate::event::{ChannelKey, ShardConfig, TenantKeys};
+use compact::Compactor;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, Sequence, ShardId};
 use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Time};
-use felix_wal::at_rest::{AtRestScope, DataKey};
+use felix_wal::at_rest::{AtRestError, AtRestScope, DataKey};
 use felix_wal::chunk_builder::ChunkBuilder;
+use felix_wal::compact::CompactSettings;
 use felix_wal::core_wal::{AppendError, CoreWal, CoreWalSettings, Poison};
 use felix_wal::format::entry::{Append, Entry, EntryBody, Lsn};
 use felix_wal::format::names::WalId;
@@ -79,6 +82,12 @@ pub struct StoreSettings {
     pub full_retry_ns: u64,
     /// Time between two looks at what is too old.
     pub retention_interval_ns: u64,
+    /// Bounds of a compaction; its tombstone grace is the shard's.
+    pub compact: CompactSettings,
+    /// Read-ahead of a compaction.
+    pub compact_read: ReadSettings,
+    /// Bytes that compaction reads in a second at most, of all shards of the core together.
+    pub compact_bytes_per_second: u64,
     /// How long files stay in quarantine.
     pub quarantine_grace_ns: u64,
     /// This core removes what was in quarantine long enough: one of a node's.
@@ -102,6 +111,9 @@ impl Default for StoreSettings {
             reader_idle_ns: 5_000_000_000,
             full_retry_ns: 1_000_000_000,
             retention_interval_ns: 1_000_000_000,
+            compact: CompactSettings::default(),
+            compact_read: ReadSettings { window_bytes: 256 << 10, windows_max: 2 },
+            compact_bytes_per_second: 32 << 20,
             quarantine_grace_ns: 600_000_000_000,
             sweeps: true,
         }
@@ -124,6 +136,13 @@ impl StoreSettings {
             reader_idle_ns: 50_000_000,
             full_retry_ns: 10_000_000,
             retention_interval_ns: 20_000_000,
+            compact: CompactSettings {
+                map_bytes_max: 1 << 10,
+                group_bytes_max: 64 << 10,
+                ..CompactSettings::default()
+            },
+            compact_read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
+            compact_bytes_per_second: 4 << 20,
             quarantine_grace_ns: 1_000_000_000,
             ..StoreSettings::default()
         }
@@ -151,6 +170,16 @@ pub struct StoreCounters {
     pub refused_failed: u64,
     /// Segments that retention took.
     pub retained_segments: u64,
+    /// Compactions that came to their end.
+    pub compactions: u64,
+    /// Compactions that did not.
+    pub compactions_failed: u64,
+    /// Records that compaction took out.
+    pub compacted_records: u64,
+    /// Tombstones among them.
+    pub compacted_tombstones: u64,
+    /// Segments that compaction replaced.
+    pub compacted_segments: u64,
     /// Files removed from quarantine.
     pub swept_files: u64,
 }
@@ -180,6 +209,17 @@ pub enum Alarm {
     DiskFull,
     /// There is room again.
     DiskFreed,
+    /// Records are sealed with a key that is not here, or that does not fit; they are told as a gap.
+    Unopened {
+        /// Which shard.
+        shard: ShardId,
+        /// First offset that was met.
+        from: Offset,
+        /// Number of the tenant's data key.
+        key_id: u32,
+        /// Why it did not open.
+        why: AtRestError,
+    },
     /// Something harmless that an operator may want to look at.
     Note {
         /// Which shard.
@@ -254,6 +294,9 @@ pub struct Store {
     /// Shards whose retention is to be looked at, each once.
     pub(crate) retain_wanted: VecDeque<ShardId>,
     pub(crate) next_retention: Time,
+    /// Shards of which enough is new for a compaction, each once.
+    pub(crate) compact_wanted: VecDeque<ShardId>,
+    pub(crate) compactor: Compactor,
     pub(crate) sweep: Option<(Slot, QuarantineSweep)>,
     pub(crate) next_sweep: Time,
     /// Free space is short: quarantine is emptied at once.
@@ -267,6 +310,13 @@ pub struct Store {
     alarms: VecDeque<Alarm>,
     /// What it counted.
     pub counters: StoreCounters,
+}
+
+fn push_alarm(alarms: &mut VecDeque<Alarm>, alarm: Alarm) {
+    if alarms.len() == ALARMS_MAX {
+        alarms.pop_front();
+    }
+    alarms.push_back(alarm);
 }
 
 /// When an entry of a shard must be durable.
@@ -308,6 +358,8 @@ impl Store {
             history: History::default(),
             retain_wanted: VecDeque::new(),
             next_retention: Time(0),
+            compact_wanted: VecDeque::new(),
+            compactor: Compactor::default(),
             sweep: None,
             next_sweep: Time(0),
             space_is_short: false,
@@ -385,10 +437,7 @@ impl Store {
     }
 
     pub(crate) fn alarm(&mut self, alarm: Alarm) {
-        if self.alarms.len() == ALARMS_MAX {
-            self.alarms.pop_front();
-        }
-        self.alarms.push_back(alarm);
+        push_alarm(&mut self.alarms, alarm);
     }
 
     /// Gives a stamped batch to the WAL. On success its bytes stay in memory until they are in segments.

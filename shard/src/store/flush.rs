@@ -12,6 +12,7 @@
 //!
 //! **See**: `felix_wal::log`.
 
+use super::compact::Switched;
 use super::part::{Checkpoint, Work};
 use super::{Alarm, Store};
 use crate::batch_pool::BatchPool;
@@ -53,7 +54,7 @@ impl Store {
     }
 
     /// Writes what the shard remembers of producers; what was to be done follows. False: it is too much for a file.
-    fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
+    pub(crate) fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
         let Some(part) = &mut shard.part else { return false };
         let through = part.durable_to;
         let producers = shard.dedup.snapshot(shard.config.lineage, through);
@@ -198,6 +199,14 @@ impl Store {
         if let Some(buffer) = event.buffer {
             self.builder.reuse(buffer);
         }
+        if matches!(work, Work::Switch) {
+            let outcome = match &event.ended {
+                Ended::Done => Switched::Counts,
+                Ended::Full(_) => Switched::Full,
+                Ended::Poisoned(_) => Switched::Failed,
+            };
+            self.on_switched(now, shard.config.shard, outcome);
+        }
         match (&event.ended, work) {
             (Ended::Done, Work::Flush { through, bytes, checkpoint }) => {
                 self.on_flushed(now, shard, through, bytes, checkpoint, pool);
@@ -211,6 +220,10 @@ impl Store {
                 part.checkpoint = checkpoint;
                 self.want_retention(shard);
             }
+            (Ended::Done, Work::Switch) => {
+                shard.touched = true;
+                self.want_retention(shard);
+            }
             (Ended::Done, _) => self.want_retention(shard),
             (Ended::Full(_), _) => self.wait_for_room(now, shard),
             (Ended::Poisoned(error), _) => {
@@ -219,6 +232,7 @@ impl Store {
             }
         }
         debug_assert!(event.job != Job::Truncate, "nobody cuts");
+        self.go_on_compacting(shard);
     }
 
     fn on_flushed(
@@ -327,6 +341,6 @@ impl Store {
 }
 
 /// There are no producers and there is no file that says otherwise.
-fn needs_no_producers(shard: &Shard) -> bool {
+pub(crate) fn needs_no_producers(shard: &Shard) -> bool {
     shard.dedup.producer_count() == 0 && shard.part.as_ref().is_none_or(|part| !part.checkpoint.has_file)
 }

@@ -85,6 +85,10 @@ pub(crate) enum Work {
     /// The meta alone is written.
     Save(Checkpoint),
     Clean,
+    /// A compacted segment takes the place of its sources.
+    Switch,
+    /// The meta says how far compaction came.
+    Note,
 }
 
 /// The durable part of a shard.
@@ -102,6 +106,11 @@ pub(crate) struct DiskPart {
     pub(crate) durable_to: Offset,
     pub(crate) flush_listed: bool,
     pub(crate) retain_listed: bool,
+    pub(crate) compact_listed: bool,
+    /// How far the last compaction came, until the meta says so.
+    pub(crate) compact_note: Option<Offset>,
+    /// With this generation of keys it cannot be compacted.
+    pub(crate) not_compacted_with: Option<u64>,
     pub(crate) work: Work,
     pub(crate) checkpoint: Checkpoint,
     /// Bytes of the producers file when it was last written, and bytes flushed since then.
@@ -125,6 +134,9 @@ impl DiskPart {
             unflushed_bytes: 0,
             flush_listed: false,
             retain_listed: false,
+            compact_listed: false,
+            compact_note: None,
+            not_compacted_with: None,
             work: Work::Idle,
             checkpoint,
             producers_bytes: 0,
