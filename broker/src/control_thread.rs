@@ -17,8 +17,8 @@
 //! **See**: `stats_book.rs`, `node_keys.rs`, `felix_control::node`, `boot.rs` (who starts this).
 
 use crate::http::{HttpState, serve};
-use crate::keyring_file::{KeyringFile, KeyringFileError};
 use crate::io::mesh::MeshPort;
+use crate::keyring_file::{KeyringFile, KeyringFileError};
 use crate::message::{FromControl, MeshMessage, ToControl};
 use crate::node_keys::NodeKeys;
 use crate::stats_book::StatsBook;
@@ -454,7 +454,10 @@ impl ControlThread {
             Err(error) => {
                 let why = error.to_string();
                 crate::log::error("no data key for a stream that is to be sealed", &[("why", &why)]);
-                Err((ErrorCode::StorageFailed, format!("no data key could be made for tenant {}: {why}", name.tenant())))
+                Err((
+                    ErrorCode::StorageFailed,
+                    format!("no data key could be made for tenant {}: {why}", name.tenant()),
+                ))
             }
         }
     }

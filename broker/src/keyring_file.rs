@@ -173,9 +173,8 @@ impl KeyringFile {
             return Err(KeyringFileError::OtherRegion(self.path.clone(), found, ours));
         }
         for entry in ring.entries().filter(|it| it.region_key.is_some()) {
-            ring.data_key(entry.tenant, entry.id).map_err(|error| {
-                KeyringFileError::Key(self.path.clone(), entry.tenant.to_string(), entry.id, error)
-            })?;
+            ring.data_key(entry.tenant, entry.id)
+                .map_err(|error| KeyringFileError::Key(self.path.clone(), entry.tenant.to_string(), entry.id, error))?;
         }
         Ok(Some(ring))
     }
@@ -299,12 +298,8 @@ impl KeysUsed {
             known.insert((entry.tenant.to_string(), entry.id), print);
         }
         for (key, used) in &self.keys {
-            let lacks = |other| KeyringFileError::Lacks {
-                path: file.path.clone(),
-                tenant: key.0.clone(),
-                id: key.1,
-                other,
-            };
+            let lacks =
+                |other| KeyringFileError::Lacks { path: file.path.clone(), tenant: key.0.clone(), id: key.1, other };
             match known.get(key) {
                 None => return Err(lacks(false)),
                 Some(Some(found)) if found != used => return Err(lacks(true)),

@@ -488,7 +488,8 @@ fn a_compacted_stream_keeps_the_newest_of_each_key() {
     for text in ["acme/n/sealed", "acme/n/clear"] {
         assert_eq!(state(&client, text, "the end").0, expected, "{text}");
     }
-    let clear = leaks(&broker.data).iter().filter_map(|it| it.parent()?.file_name()).map(PathBuf::from).collect::<Vec<_>>();
+    let clear =
+        leaks(&broker.data).iter().filter_map(|it| it.parent()?.file_name()).map(PathBuf::from).collect::<Vec<_>>();
     assert!(!clear.is_empty());
     // Shards are numbered as their streams were made: the first is the sealed one.
     let of_sealed = leaks(&broker.data.join("shards/0000000000000001"));

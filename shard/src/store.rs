@@ -26,6 +26,7 @@ pub(crate) mod slots;
 use crate::batch_pool::SharedBatch;
 use crate::effect::Effect;
 use crate::event::{ChannelKey, ShardConfig, TenantKeys};
+use compact::Compactor;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, Sequence, ShardId};
 use felix_protocol::metadata::Durability;
@@ -42,7 +43,6 @@ use felix_wal::log::{LogSettings, Maker};
 use felix_wal::quarantine::QuarantineSweep;
 use felix_wal::queue::{DiskQueue, Slot};
 use felix_wal::read::ReadSettings;
-use compact::Compactor;
 use history::History;
 use keys::Keys;
 use leaving::Leaving;
@@ -125,7 +125,11 @@ impl StoreSettings {
             reader_idle_ns: 50_000_000,
             full_retry_ns: 10_000_000,
             retention_interval_ns: 20_000_000,
-            compact: CompactSettings { map_bytes_max: 1 << 10, group_bytes_max: 64 << 10, ..CompactSettings::default() },
+            compact: CompactSettings {
+                map_bytes_max: 1 << 10,
+                group_bytes_max: 64 << 10,
+                ..CompactSettings::default()
+            },
             compact_read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
             compact_bytes_per_second: 4 << 20,
             quarantine_grace_ns: 1_000_000_000,

@@ -41,7 +41,10 @@ fn run_into(args: &KeyringArgs, out: &mut impl Write) -> Result<u8, ToolError> {
         }
         KeyringAction::RotateRegion => {
             let (_, id) = file.change(|ring| Ok(ring.rotate_region(random()?)?)).map_err(refused)?;
-            writeln!(out, "region key {id} wraps the data keys that are made from now on; `rewrap` wraps the others with it")?;
+            writeln!(
+                out,
+                "region key {id} wraps the data keys that are made from now on; `rewrap` wraps the others with it"
+            )?;
             Ok(CLEAN)
         }
         KeyringAction::Rewrap => {
@@ -51,7 +54,10 @@ fn run_into(args: &KeyringArgs, out: &mut impl Write) -> Result<u8, ToolError> {
         }
         KeyringAction::AddKey { tenant } => {
             let (_, id) = file.change(|ring| Ok(ring.add_data_key(tenant, random()?, random()?)?)).map_err(refused)?;
-            writeln!(out, "data key {id} of {tenant} seals new records; the older ones still open what they sealed\n{RELOAD}")?;
+            writeln!(
+                out,
+                "data key {id} of {tenant} seals new records; the older ones still open what they sealed\n{RELOAD}"
+            )?;
             Ok(CLEAN)
         }
         KeyringAction::Destroy { tenant, number, i_understand } => {
@@ -120,7 +126,10 @@ fn destroy(
                 })
                 .map_err(refused)?;
             outcome.map_err(ToolError::Refused)?;
-            writeln!(out, "data key {number} of {tenant} is destroyed; backups of the keyring still hold it\n{RELOAD}")?;
+            writeln!(
+                out,
+                "data key {number} of {tenant} is destroyed; backups of the keyring still hold it\n{RELOAD}"
+            )?;
             Ok(CLEAN)
         }
         Some(_) => Err(ToolError::Refused(format!("the words are not --i-understand {expected}; nothing was changed"))),
@@ -144,7 +153,9 @@ fn may_destroy(ring: &Keyring, tenant: &str, number: u32) -> Result<(), String> 
     }
     let others = ring.entries().filter(|it| it.tenant == tenant && it.region_key.is_some()).count() > 1;
     if others && sealing_key(ring, tenant) == Some(number) {
-        return Err(format!("data key {number} seals new records of {tenant}: `add-key {tenant}` first, or destroy the older"));
+        return Err(format!(
+            "data key {number} seals new records of {tenant}: `add-key {tenant}` first, or destroy the older"
+        ));
     }
     Ok(())
 }

@@ -88,7 +88,11 @@ impl Store {
     }
 
     fn drive_one(&mut self, now: Now, id: ShardId, leaving: &mut Leaving) {
-        if matches!(leaving.stage, Stage::Quiet) && !leaving.log.is_busy() && !self.history.reads(id) && !self.compactor.is_at(id) {
+        if matches!(leaving.stage, Stage::Quiet)
+            && !leaving.log.is_busy()
+            && !self.history.reads(id)
+            && !self.compactor.is_at(id)
+        {
             leaving.stage = match leaving.log.close_file(&mut self.queue) {
                 Ok(true) => Stage::Close,
                 Ok(false) | Err(_) => Stage::Entry,

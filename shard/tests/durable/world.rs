@@ -246,7 +246,7 @@ impl Disk for Dying<'_> {
 }
 
 fn durability(index: u64) -> Durability {
-        use Durability::{Each, Group, Interval, None};
+    use Durability::{Each, Group, Interval, None};
     [Group, Each, Group, Interval, None, Each, Group][index as usize % 7]
 }
 
