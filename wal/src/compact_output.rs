@@ -62,7 +62,8 @@ pub(crate) struct Output {
     under_way: Option<Ticket>,
     error: Option<DiskError>,
     undoing: bool,
-    /// The operation under way closes the file; it was closed.
+    /// The operation under way creates the file, or closes it; it was closed.
+    creating: bool,
     closing: bool,
     closed: bool,
 }
@@ -101,6 +102,7 @@ impl Output {
             under_way: None,
             error: None,
             undoing: false,
+            creating: false,
             closing: false,
             closed: false,
         }
@@ -163,6 +165,7 @@ impl Output {
         if self.under_way.is_none()
             && let Some(op) = self.ops.pop_front()
         {
+            self.creating = matches!(op, DiskOp::Create { .. });
             self.closing = matches!(op, DiskOp::Close { .. });
             self.under_way = Some(queue.push(self.slot, Priority::Background, op));
         }
@@ -189,7 +192,8 @@ impl Output {
         self.undoing = true;
         self.ops.clear();
         if let Some(file) = self.file {
-            if !self.closed {
+            let closes = self.closing && self.under_way.is_some();
+            if !self.closed && !closes {
                 self.ops.push_back(DiskOp::Close { file });
             }
             self.ops.push_back(DiskOp::Remove { path: self.path.clone() });
@@ -210,12 +214,13 @@ impl Output {
         self.closed |= std::mem::take(&mut self.closing);
         match done.result {
             Ok(_) => {}
+            // There is no file to undo.
+            Err(_) if self.undoing && self.creating => self.ops.clear(),
             // What cannot be undone is a stray of the next start.
             Err(_) if self.undoing => {}
             Err(error) => {
-                let created = self.ops.iter().any(|op| matches!(op, DiskOp::Write { at: 0, .. }));
-                if created {
-                    // The first operation failed: there is no file.
+                if self.creating {
+                    // There is no file.
                     self.file = None;
                 }
                 self.ops.clear();

@@ -293,6 +293,10 @@ impl Reader {
         };
         let after = log.segments.get(count).map(|it| it.base).or(log.open.as_ref().map(|it| it.base));
         let segment_end = if is_open { end } else { listing::end_before_gap(&log.meta, base, after.unwrap_or(end)) };
+        if base != self.next {
+            // Compaction has made one segment of the one that ended here and what follows: its chunks begin elsewhere.
+            self.expected = None;
+        }
         self.segment = Segment { base, end: segment_end, is_open, tag: 0 };
         let path = log.segment_path(base);
         let file = queue.file_key(self.slot);
