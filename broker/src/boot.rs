@@ -260,12 +260,7 @@ fn give_up_reserve(reserve: &Reserve) -> Result<bool, BootError> {
 }
 
 /// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try.
-fn recover_storage(
-    seats: Vec<DiskSeat>,
-    maker: Maker,
-    args: &DevArgs,
-    reserve: &Reserve,
-) -> Result<(), BootError> {
+fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: &Reserve) -> Result<(), BootError> {
     let mut seats = seats.into_iter();
     let mut next = || seats.next().ok_or("no seat for recovery");
     let report = match try_recovery(next()?, maker, args)? {

@@ -178,7 +178,10 @@ impl SpaceKeeper {
             Some(Crossing::Rose(percent)) => {
                 let facts = [("percent", &*percent.to_string()), ("available_bytes", &*space.available.to_string())];
                 let say = if percent >= SHORT_PERCENT { crate::log::error } else { crate::log::warn };
-                say("the disk fills up: publishers of durable streams are refused before it is full; free some space", &facts);
+                say(
+                    "the disk fills up: publishers of durable streams are refused before it is full; free some space",
+                    &facts,
+                );
             }
             Some(Crossing::Fell(percent)) => {
                 let facts = [("percent", &*percent.to_string()), ("available_bytes", &*space.available.to_string())];

@@ -64,7 +64,7 @@ fn inside_the_namespace() {
         let spec = StreamSpec { durability, ..StreamSpec::default() };
         client.admin(Command::CreateStream { name: name.clone(), spec, create_parents: true }).unwrap();
         let publisher = client.publisher(&name, PublisherOptions::default()).unwrap();
-        let mut send = |value: &[u8]| {
+        let send = |value: &[u8]| {
             let ack = publisher.send_acked(&RecordToPublish { value, ..Default::default() }).unwrap();
             ack.wait(Instant::now() + PATIENCE).unwrap();
         };

@@ -146,7 +146,8 @@ fn publish(client: &Client, name: &str, numbers: std::ops::Range<u64>, value_byt
     for number in numbers {
         // A part that compresses and a part that does not.
         let noise = (0..value_bytes / 2).map(|at| (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (at % 57)) as u8);
-        let value: Vec<u8> = format!("{number}-").into_bytes().into_iter().chain(noise).chain(vec![b'z'; value_bytes / 2]).collect();
+        let value: Vec<u8> =
+            format!("{number}-").into_bytes().into_iter().chain(noise).chain(vec![b'z'; value_bytes / 2]).collect();
         let key = format!("k{}", number % 23);
         let headers: &[(&str, &[u8])] = &[("n", b"v")];
         let record = RecordToPublish { key: Some(key.as_bytes()), value: &value, headers, ..Default::default() };
@@ -198,7 +199,10 @@ fn specs() -> BTreeMap<&'static str, StreamSpec> {
         ("acme/md/cut", StreamSpec { retention_bytes: 4 << 20, ..group }),
         ("acme/md/none", StreamSpec { durability: Durability::Each, retention_age_ms: Some(86_400_000), ..group }),
         ("acme/md/memory", StreamSpec { shards: 2, ..StreamSpec::default() }),
-        ("other/x/y", StreamSpec { durability: Durability::Interval, interval_ms: 50, batch_bytes_max: 99_999, ..group }),
+        (
+            "other/x/y",
+            StreamSpec { durability: Durability::Interval, interval_ms: 50, batch_bytes_max: 99_999, ..group },
+        ),
     ])
 }
 
@@ -311,7 +315,10 @@ fn a_restored_broker_is_the_one_that_was_saved() {
     for status in describe(&client, "acme/md/busy").1 {
         let file = busy.files.iter().find(|it| it.shard == status.shard).unwrap();
         for at in file.end.0..status.high_watermark.0 {
-            let start = Start::Position(Position { lineage: file.lineage, offset: felix_client::protocol::position::Offset(at) });
+            let start = Start::Position(Position {
+                lineage: file.lineage,
+                offset: felix_client::protocol::position::Offset(at),
+            });
             let (found, key, value) = record_at(&client, "acme/md/busy", status.index.0, start);
             assert_eq!(found.offset.0, at);
             assert!(value.starts_with(b"9000"), "{value:?}");
@@ -372,7 +379,11 @@ fn compare(client: &Client, manifest: &Manifest, expected: &Saved) {
         let name = backup.info.name.to_string();
         let (info, shards) = describe(client, &name);
         assert_eq!(info.spec, specs()[name.as_str()]);
-        assert_eq!((info.id, info.created, info.spec), (backup.info.id, backup.info.created, backup.info.spec), "{name}");
+        assert_eq!(
+            (info.id, info.created, info.spec),
+            (backup.info.id, backup.info.created, backup.info.spec),
+            "{name}"
+        );
         for ((now, then), file) in shards.iter().zip(&backup.shards).zip(&backup.files) {
             assert_eq!((now.shard, now.index, now.lineage), (then.shard, then.index, then.lineage), "{name}");
             assert!(now.epoch > then.epoch, "{name}");

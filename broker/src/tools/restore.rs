@@ -162,7 +162,10 @@ fn check_streams(manifest: &Manifest, args: &RestoreArgs) -> Result<(), Failure>
         let lineage = shards.first().map_or(Lineage(0), |it| it.lineage);
         let in_order = (first.0..).zip(shards).all(|(id, it)| it.shard.0 == id && it.lineage == lineage);
         if !in_order {
-            return Err(refused(format_args!("stream {}: its shards are not in one row, or not of one lineage", info.name)));
+            return Err(refused(format_args!(
+                "stream {}: its shards are not in one row, or not of one lineage",
+                info.name
+            )));
         }
     }
     Ok(())
@@ -204,7 +207,10 @@ fn walk(
     }
     if !held.is_empty() || bytes != expected.bytes || walk.batches != expected.batches {
         let (batches, all) = (walk.batches, expected.bytes);
-        return damaged(&path, format_args!("{bytes} bytes with {batches} batches, expected {all} with {}", expected.batches));
+        return damaged(
+            &path,
+            format_args!("{bytes} bytes with {batches} batches, expected {all} with {}", expected.batches),
+        );
     }
     match hash.finish().as_ref() == expected.sha256 {
         true => Ok(()),
@@ -237,7 +243,9 @@ impl Place {
         let temporary = data.with_file_name(name);
         if temporary.exists() {
             let path = temporary.display();
-            return Err(refused(format_args!("{path} is left of a restore that was interrupted; remove it and try again")));
+            return Err(refused(format_args!(
+                "{path} is left of a restore that was interrupted; remove it and try again"
+            )));
         }
         Ok(Place { temporary, data: data.to_path_buf() })
     }
@@ -336,8 +344,8 @@ impl Segments {
             }
         };
         self.builder.begin_restored(log.cursor());
-        // Offsets that retention took are covered by nothing, so that the log begins at 0 and is cut at its start.
-        self.builder.skip(file.log_start);
+        // Offsets that retention took are left out in front of the first batch, whose chain nobody can check any more; the log
+        // begins at 0 and is cut at its start.
         walk(backup, file, spec.stream, |batch| {
             match self.builder.push(batch, false) {
                 Err(BuildError::Full) => {

@@ -171,6 +171,6 @@ fn more_changes_at_once_than_are_kept_are_a_snapshot() {
 fn producer_ids_come_with_the_commit() {
     let mut member = Member::new(SMALL);
     let block = Internal::AllocateProducers { core: CoreId(0), count: 10 };
-    assert_eq!(member.propose_internal(Timestamp(3), block).producers.map(|it| it.first.0), Some(1));
+    assert_eq!(member.propose_internal(Timestamp(3), block.clone()).producers.map(|it| it.first.0), Some(1));
     assert_eq!(member.propose_internal(Timestamp(3), block).producers.map(|it| it.first.0), Some(11));
 }

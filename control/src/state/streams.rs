@@ -181,9 +181,10 @@ impl State {
             return refused(ErrorCode::InvalidArgument, format!("stream {name} has an id, epoch or lineage of 0"));
         }
         let ours = shard_first.0..shard_next;
-        let taken = self.streams.values().find(|it| {
-            it.info.id == info.id || it.shards.iter().any(|shard| ours.contains(&shard.shard.0))
-        });
+        let taken = self
+            .streams
+            .values()
+            .find(|it| it.info.id == info.id || it.shards.iter().any(|shard| ours.contains(&shard.shard.0)));
         if let Some(other) = taken {
             let detail = format!("stream {name} has ids that are those of {}", other.info.name);
             return refused(ErrorCode::AlreadyExists, detail);

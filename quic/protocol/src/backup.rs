@@ -140,7 +140,10 @@ impl fmt::Display for ManifestError {
         match self {
             ManifestError::NotText => f.write_str("the manifest is no text"),
             ManifestError::FirstLine(found) => {
-                write!(f, "the manifest begins with {found:?}, expected {FIRST_LINE:?}: no backup, or of a newer version")
+                write!(
+                    f,
+                    "the manifest begins with {found:?}, expected {FIRST_LINE:?}: no backup, or of a newer version"
+                )
             }
             ManifestError::NoEnd => f.write_str("the manifest has no end: it was cut"),
             ManifestError::Digest => f.write_str("the manifest was changed or damaged: its digest is another"),
@@ -277,7 +280,8 @@ impl<'a> Parser<'a> {
         let cluster = ClusterId(self.id(cluster, "a cluster id")?);
         let node = self.field("node")?;
         let (node, session) = node.split_once(' ').unwrap_or((node, ""));
-        let (node, session) = (NodeId(self.id(node, "a node id")?), NodeSession(self.number(Some(session), "a start")?));
+        let (node, session) =
+            (NodeId(self.id(node, "a node id")?), NodeSession(self.number(Some(session), "a start")?));
         let region = self.field("region")?.to_string();
         let (tenants, namespaces, streams) = Default::default();
         let mut manifest = Manifest { made, client, cluster, node, session, region, tenants, namespaces, streams };
@@ -462,10 +466,7 @@ mod tests {
             region: "local".to_string(),
             tenants: vec![TenantInfo { name: "acme".to_string(), limits: TenantLimits::default(), streams: 2 }],
             namespaces: vec![NamespaceName::parse("acme/md").unwrap()],
-            streams: vec![
-                durable,
-                StreamBackup { info: stream(2, Durability::Ephemeral), files: Vec::new(), shards },
-            ],
+            streams: vec![durable, StreamBackup { info: stream(2, Durability::Ephemeral), files: Vec::new(), shards }],
         }
     }
 

@@ -41,7 +41,10 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 /// Options of `backup`.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
 What is saved: tenants with their limits, namespaces, streams with all settings,
 and the records of durable streams up to the moment at which the backup of each
 stream begins. Publishers and subscribers go on meanwhile. Records of ephemeral
@@ -56,7 +59,8 @@ offset and every key is what it was.
 Examples:
   felix backup /backups/2026-11-26
   felix backup /backups/orders --stream acme/shop/orders --stream acme/shop/returns
-  felix backup verify /backups/2026-11-26")]
+  felix backup verify /backups/2026-11-26"
+)]
 pub struct BackupArgs {
     /// What else to do with a backup.
     #[command(subcommand)]
@@ -72,7 +76,9 @@ pub struct BackupArgs {
 #[derive(Debug, Subcommand)]
 enum BackupVerb {
     /// Read every byte of a backup and check it against its manifest; needs no broker
-    #[command(after_help = "Examples:\n  felix backup verify /backups/2026-11-26\n  felix backup verify /backups/2026-11-26 --json")]
+    #[command(
+        after_help = "Examples:\n  felix backup verify /backups/2026-11-26\n  felix backup verify /backups/2026-11-26 --json"
+    )]
     Verify {
         /// Folder of the backup
         #[arg(value_name = "DIR")]
@@ -196,7 +202,9 @@ struct Folder {
 
 fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> Failure {
     let what = format!("cannot {what} {}", path.display());
-    move |error| Failure::new(Exit::Failed, format!("{what}: {error}; free space or choose another folder, and begin anew"))
+    move |error| {
+        Failure::new(Exit::Failed, format!("{what}: {error}; free space or choose another folder, and begin anew"))
+    }
 }
 
 impl Folder {
@@ -318,14 +326,14 @@ impl Backup<'_> {
     }
 
     fn stream(&self, name: &StreamName) -> Result<StreamBackup, Failure> {
-        let Reply::Stream { stream: info, shards } =
-            ask(self.client, Command::DescribeStream { name: name.clone() })?
+        let Reply::Stream { stream: info, shards } = ask(self.client, Command::DescribeStream { name: name.clone() })?
         else {
             return Err(Failure::odd_reply("a description"));
         };
         let mut files = Vec::new();
         if info.spec.durability != Durability::Ephemeral {
-            self.bar.expect(shards.iter().map(|it| it.high_watermark.0 - it.log_start.0.min(it.high_watermark.0)).sum());
+            self.bar
+                .expect(shards.iter().map(|it| it.high_watermark.0 - it.log_start.0.min(it.high_watermark.0)).sum());
             self.bar.say(&name.to_string());
             for status in &shards {
                 files.push(self.shard(name, status)?);
@@ -354,7 +362,8 @@ impl Backup<'_> {
                 }
                 let Some(item) = subscriber.next_item(Some(LOOK_EVERY))? else {
                     if heard.elapsed() > SILENCE {
-                        let text = format!("{name}: nothing came for {} s at offset {next}; try again", SILENCE.as_secs());
+                        let text =
+                            format!("{name}: nothing came for {} s at offset {next}; try again", SILENCE.as_secs());
                         return Err(Failure::new(Exit::Unknown, text));
                     }
                     continue;
