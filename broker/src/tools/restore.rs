@@ -344,8 +344,8 @@ impl Segments {
             }
         };
         self.builder.begin_restored(log.cursor());
-        // Offsets that retention took are covered by nothing, so that the log begins at 0 and is cut at its start.
-        self.builder.skip(file.log_start);
+        // Offsets that retention took are left out in front of the first batch, whose chain nobody can check any more; the log
+        // begins at 0 and is cut at its start.
         walk(backup, file, spec.stream, |batch| {
             match self.builder.push(batch, false) {
                 Err(BuildError::Full) => {
