@@ -34,7 +34,7 @@ const SCAN: ReadSettings = ReadSettings { window_bytes: 128 << 10, windows_max: 
 
 #[derive(Debug)]
 pub(crate) enum Stage {
-    Open(Opening),
+    Open(Box<Opening>),
     Clean(Box<ShardLog>),
     Producers {
         log: Box<ShardLog>,
@@ -85,7 +85,8 @@ impl Store {
         self.started = true;
         let slot = self.slots.take(Use::Shard(config.shard));
         let opening = Opening::open(slot, self.maker, config.shard, now.wall, Offset(0), &mut self.queue);
-        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Open(opening) };
+        let stage = Stage::Open(Box::new(opening));
+        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage };
         self.opening.insert(config.shard, shard);
     }
 
@@ -153,11 +154,11 @@ impl Store {
         let (mut log, report) = match opened {
             Ok((log, report)) if log.lineage() == config.lineage && log.meta().stream == config.stream => (log, report),
             Err(OpenError::NoMeta { segments: 0 }) => {
-                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+                return Stage::Open(Box::new(Opening::create(shard.slot, self.maker, spec, &mut self.queue)));
             }
             // Data of an earlier incarnation; the files become strays of the new one.
             Ok((log, _)) if log.lineage() < config.lineage => {
-                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+                return Stage::Open(Box::new(Opening::create(shard.slot, self.maker, spec, &mut self.queue)));
             }
             Ok((log, _)) => {
                 let found = (log.lineage().0, log.meta().stream.0);
