@@ -42,8 +42,9 @@ interop: setup ## a QUIC client that is not ours (Python, aioquic) against the r
 	$(CARGO) test --workspace --locked --no-run --quiet # the same build as the tests: another choice of crates would build the TLS library again
 	.venv/bin/python -m pytest interop -q
 
-sim: setup ## the simulation: make sim SEEDS=1000, or SEED=42 for one
-	FELIX_SIM_SEEDS=$(or $(SEEDS),1000) FELIX_SIM_SEED=$(SEED) $(CARGO) test --release -p felix-broker --test sim -- --nocapture
+sim: setup ## the simulations: make sim SEEDS=1000 (ten times as many of storage), or SEED=42 for one of the broker
+	FELIX_SIM_SEEDS=$(or $(SEEDS),1000) FELIX_SIM_SEED=$(SEED) $(CARGO) test --release --workspace --test sim -- --nocapture
+	FELIX_DURABLE_SEEDS=$(or $(SEEDS),1000)0 $(CARGO) test --release --workspace --test durable_shards -- --nocapture
 
 fuzz: setup ## every decoder under the fuzzer, FUZZ_SECONDS each (default 30)
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bench=target/release/felix-bench
 lines=bench/results.jsonl
 runs=${RUNS:-3}
-each=${SECONDS_EACH:-2}
+each=${SECONDS_EACH:-1}
 peers=felix,nats-tls,nats,redis-tls,mosquitto-tls
 rm -f "$lines"
 felix-bench() { "$bench" "$1" --out "$lines" "${@:2}"; }
@@ -25,7 +25,7 @@ for payload in 16383 1350; do
 done
 echo "== CPU of the server per delivery, lockstep"
 felix-bench fanout "${short[@]}" --wait busy --batch 1,8
-felix-bench peers "${short[@]}" --wait park --subscribers 100 --rate lockstep --batch 1,8 --systems felix,nats-tls,redis-tls
+felix-bench peers "${short[@]}" --wait park --udp-payload 16383 --subscribers 100 --rate lockstep --batch 1,8 --systems felix,nats-tls,redis-tls
 echo "== one core and two"
 for cores in 1 2; do
     felix-bench fanout "${short[@]}" --wait park --cores "$cores" --systems felix --subscribers 100 --rate lockstep --batch 8

@@ -31,7 +31,8 @@ export FELIX_CONTEXT=$data/context.toml
 felix() { "$bin/felix" "$@"; }
 
 echo "broker $(cat "$data/broker.pid") serves $listen, metrics at http://$http/metrics"
-felix stream create "$stream" --shards 2 --ephemeral
+# Metadata outlive the broker: a second run finds the stream, which begins empty as an ephemeral one does.
+felix stream describe "$stream" >/dev/null 2>&1 || felix stream create "$stream" --shards 2 --ephemeral
 xnas=$(grep -c '"symbol":"XNAS\.' "$data/quotes.jsonl")
 echo
 echo "publishing $records records while two subscribers listen: all of them, and XNAS.* only"

@@ -68,7 +68,7 @@ impl Server {
     /// Starts a broker whose data folder is made below `parent`.
     pub fn broker_in(common: &Common, parent: &Path) -> Result<Server, Error> {
         let folder = fresh_folder(parent)?;
-        let (addr, http) = (free_port()?, free_port()?);
+        let (addr, http) = (free_port()?, std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?);
         let cpus = (0..common.cores).map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(",");
         let mut command = Command::new(&common.broker);
         on_cpus(&mut command, None);

@@ -25,6 +25,7 @@ use crate::io::bind::{SocketBuffers, SocketGroup};
 use crate::io::disk::{self, DiskSeat};
 use crate::io::executor::{CoreSpec, spawn_core};
 use crate::io::mesh::{Mesh, MeshLimits};
+use crate::keyring_file::KeyringFile;
 use crate::message::MeshMessage;
 use crate::metrics::Metrics;
 use crate::self_check;
@@ -143,7 +144,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     // Two seats more than cores: what earlier starts left is brought into order before any core runs; the disk may be full.
     let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 2)?;
     let reserve = Reserve::new(data.path());
-    recover_storage(seats.split_off(cores.into()), maker, args, &reserve)?;
+    let was_clean = recover_storage(seats.split_off(cores.into()), maker, args, &reserve)?;
     if crate::io::sys::space(data.path()).is_ok_and(|space| space.available < START_BYTES) {
         give_up_reserve(&reserve)?;
     }
@@ -166,6 +167,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         drain: Duration::from_millis(args.drain_ms),
         tls: tls_files,
         space: SpaceKeeper::new(data.path(), cores, metrics.clone()),
+        data: data.path().to_path_buf(),
+        keyring: KeyringFile::new(data.path(), args.keyring.as_deref(), data.identity().region),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
@@ -191,7 +194,8 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let block = metrics.core(index);
         let workers = cpus[index].map(|own| disk::worker_cpus(args.wait.into(), own, &core_cpus, &allowed));
         let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
-        let store = Store::new(settings, maker, CoreId(index as u8), salt()?);
+        let mut store = Store::new(settings, maker, CoreId(index as u8), salt()?);
+        store.set_after_crash(!was_clean);
         let join = spawn_core(spec, move |handle| async move {
             let mut core = Core::new(config);
             core.set_store(store);
@@ -259,8 +263,9 @@ fn give_up_reserve(reserve: &Reserve) -> Result<bool, BootError> {
     Ok(was_there)
 }
 
-/// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try.
-fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: &Reserve) -> Result<(), BootError> {
+/// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try. Tells whether the last stop
+/// was clean.
+fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: &Reserve) -> Result<bool, BootError> {
     let mut seats = seats.into_iter();
     let mut next = || seats.next().ok_or("no seat for recovery");
     let report = match try_recovery(next()?, maker, args)? {
@@ -268,7 +273,7 @@ fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: 
         result => result?,
     };
     tell(&report);
-    Ok(())
+    Ok(report.was_clean)
 }
 
 /// The outer error: no disk.

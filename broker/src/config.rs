@@ -35,6 +35,9 @@ pub enum Command {
     /// Shows what is in a segment, a meta or the WALs of a data folder.
     #[command(after_help = args::DUMP_HELP)]
     Dump(args::DumpArgs),
+    /// Lists, rotates and destroys the keys that streams are sealed with at rest; also beside a running broker.
+    #[command(after_help = args::KEYRING_HELP)]
+    Keyring(args::KeyringArgs),
     /// Carries out a decision about damage in a data folder; a dry run without --i-understand.
     #[command(after_help = args::REPAIR_HELP)]
     Repair(args::RepairArgs),
@@ -50,7 +53,7 @@ const DEV_HELP: &str = "Examples:
 
 The broker is ready when GET http://HTTP/readyz answers 200; DATA/context.toml is written before that.
 Clients use it with:  felix --context DATA/context.toml ...  or  FELIX_CONTEXT=DATA/context.toml
-Signals: SIGTERM drains and stops, SIGHUP reads the certificate files again.";
+Signals: SIGTERM drains and stops, SIGHUP reads the certificate files and the keyring again.";
 
 /// Options of `dev`.
 #[derive(Clone, Debug, Args)]
@@ -58,6 +61,9 @@ pub struct DevArgs {
     /// Data folder: identity, keys, development certificates, context.toml.
     #[arg(long, value_name = "DIR", default_value = ".felix")]
     pub data: PathBuf,
+    /// The keyring: keys of streams that are sealed at rest. Default: DATA/secrets/keyring, made at the first start.
+    #[arg(long, value_name = "FILE")]
+    pub keyring: Option<PathBuf>,
     /// UDP address for clients (QUIC). Port 0: the system chooses.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4433")]
     pub listen: SocketAddr,

@@ -4,7 +4,8 @@
 //! ```text
 //! ToControl (admin, stats, reports, producers) -> ControlNode / StatsBook -> FromControl (replies, changes, blocks)
 //! a write: proposal, polled beside the mail -> on disk, applied -> changes to every core -> its reply
-//! SIGTERM, SIGINT -> Drain -> cores empty or time over -> Stop           SIGHUP, changed files -> ReloadTls
+//! a write that makes the first sealed stream of a tenant: a data key, on disk, to every core -> proposal
+//! SIGTERM, SIGINT -> Drain -> cores empty or time over -> Stop    SIGHUP, changed files -> ReloadTls; SIGHUP -> Keys
 //! ```
 //!
 //! **Invariants**: every core hears of a change before the client that asked for it hears of its success, so that a
@@ -13,11 +14,13 @@
 //!
 //! **Never**: anything a publish or a delivery waits for; a second proposal for one that failed.
 //!
-//! **See**: `stats_book.rs`, `felix_control::node`, `boot.rs` (who starts this).
+//! **See**: `stats_book.rs`, `node_keys.rs`, `felix_control::node`, `boot.rs` (who starts this).
 
 use crate::http::{HttpState, serve};
 use crate::io::mesh::MeshPort;
+use crate::keyring_file::{KeyringFile, KeyringFileError};
 use crate::message::{FromControl, MeshMessage, ToControl};
+use crate::node_keys::NodeKeys;
 use crate::space::SpaceKeeper;
 use crate::stats_book::StatsBook;
 use crate::tls_files::TlsFiles;
@@ -130,6 +133,10 @@ pub struct ControlSettings {
     pub tls: TlsFiles,
     /// Looks at the disk's room.
     pub space: SpaceKeeper,
+    /// The data folder, and the keyring of its sealed data.
+    pub data: PathBuf,
+    /// The keyring.
+    pub keyring: KeyringFile,
 }
 
 /// Who waits for a proposal.
@@ -152,6 +159,7 @@ pub struct ControlThread {
     told: Option<u64>,
     /// Writes under way, each with who waits for it; at most `PROPOSALS_MAX`.
     proposals: JoinSet<(Origin, Result<Applied, ProposeError>)>,
+    keys: NodeKeys,
     stats: StatsBook,
     port: MeshPort<MeshMessage>,
     outboxes: Vec<VecDeque<MeshMessage>>,
@@ -196,8 +204,12 @@ impl ControlThread {
         let cores = usize::from(settings.cores);
         let node_settings = NodeSettings { durable_streams: settings.durable_streams, ..NodeSettings::default() };
         let node = ControlNode::open(&settings.folder, settings.identity, node_settings).await?;
+        let sealed = node.read(|state| state.streams().filter(|it| it.info.spec.encrypt).count());
+        // Before anything is changed: a node that cannot read its data must not serve them.
+        let keys = NodeKeys::open(&settings.data, settings.keyring.clone(), sealed)?;
         let mut control = ControlThread {
             node,
+            keys,
             told: None,
             proposals: JoinSet::new(),
             stats: StatsBook::default(),
@@ -217,6 +229,7 @@ impl ControlThread {
             settings,
         };
         let blocks = control.begin().await?;
+        control.send_keys(None);
         control.tell_cores();
         control.look_at_space();
         for block in blocks {
@@ -427,10 +440,59 @@ impl ControlThread {
             let busy = ProposeError::Busy { max: WRITES_MAX };
             return self.answer(core, conn, request_id, Err((code_of(&busy), busy.to_string())));
         }
+        if let Err(refused) = self.prepare_keys(&command) {
+            return self.answer(core, conn, request_id, Err(refused));
+        }
         let proposal = self.node.propose(wall(), principal, idempotency_key, command);
         let origin = Origin::Client { core, conn, request_id };
         // Tasks are first polled in the order in which they were spawned, and so are the commands in the log.
         self.proposals.spawn(async move { (origin, proposal.await) });
+    }
+
+    /// A stream that is sealed at rest needs a data key of its tenant: on disk, and with every core, before anybody hears
+    /// of the stream. None is made for what the metadata would refuse.
+    fn prepare_keys(&mut self, command: &Command) -> Result<(), (ErrorCode, String)> {
+        let Command::CreateStream { name, spec, create_parents } = command else { return Ok(()) };
+        let needs_keys = spec.encrypt && self.settings.durable_streams;
+        if !needs_keys || self.node.read(|state| state.may_create_stream(name, spec, *create_parents)).is_err() {
+            return Ok(());
+        }
+        match self.keys.ensure(name.tenant()) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                crate::log::info("a data key was made", &[("tenant", name.tenant())]);
+                self.send_keys(Some(name.tenant().into()));
+                Ok(())
+            }
+            Err(error @ KeyringFileError::Busy(_)) => Err((ErrorCode::Overloaded, error.to_string())),
+            Err(error) => {
+                let why = error.to_string();
+                crate::log::error("no data key for a stream that is to be sealed", &[("why", &why)]);
+                Err((
+                    ErrorCode::StorageFailed,
+                    format!("no data key could be made for tenant {}: {why}", name.tenant()),
+                ))
+            }
+        }
+    }
+
+    fn send_keys(&mut self, tenant: Option<Arc<str>>) {
+        for core in 0..usize::from(self.settings.cores) {
+            self.send(core, FromControl::Keys { keyring: self.keys.ring(), tenant: tenant.clone() });
+        }
+    }
+
+    fn reload_keys(&mut self) {
+        match self.keys.reload() {
+            Ok(changed) => {
+                crate::log::info(if changed { "keyring reloaded" } else { "the keyring did not change" }, &[]);
+                // Also what was read by the way when a key was made.
+                self.send_keys(None);
+            }
+            Err(error) => {
+                crate::log::error("keyring not reloaded, the old one stays", &[("why", &error.to_string())]);
+            }
+        }
     }
 
     fn answer(&mut self, core: usize, conn: ConnKey, request_id: u32, result: Result<Reply, (ErrorCode, String)>) {
@@ -503,7 +565,10 @@ impl ControlThread {
                     None => draining = Some(self.drain("SIGINT")),
                     Some(_) => break,
                 },
-                _ = hangup.recv() => self.reload_tls(true),
+                _ = hangup.recv() => {
+                    self.reload_tls(true);
+                    self.reload_keys();
+                }
                 _ = housekeeping.tick() => self.reload_tls(false),
                 _ = space_look.tick() => self.look_at_space(),
                 () = tokio::time::sleep_until(deadline), if draining.is_some() => break,

@@ -16,6 +16,7 @@
 //! **See**: `requests.rs`, `publish.rs`, `delivery.rs` for the three kinds of work; `core_loop.rs` for who calls this.
 
 mod invariants;
+mod keys;
 
 use crate::admission::{Admission, CoreCounters};
 use crate::egress::Egress;
@@ -371,6 +372,7 @@ impl Core {
                 self.on_changes(now, table.routing_version, &changes);
             }
             FromControl::Changes { routing_version, changes } => self.on_changes(now, routing_version, &changes),
+            FromControl::Keys { keyring, tenant } => self.on_keys(&keyring, tenant.as_deref()),
             FromControl::AdminReply { conn, request_id, result } => self.on_admin_reply(conn, request_id, result),
             FromControl::StatsReply { conn, request_id, stats } => {
                 self.finish_request(conn, request_id, &Frame::Stats(stats));
@@ -450,7 +452,7 @@ impl Core {
         let blocked =
             (self.outbox_len() > 0 || self.shards.stalled_cores().next().is_some() || !self.stalled.is_empty())
                 .then(|| now.time.after_ns(200_000));
-        [hello, report, tick, blocked, self.shards.disk_deadline()].into_iter().flatten().min()
+        [hello, report, tick, blocked, self.shards.disk_deadline(now.time)].into_iter().flatten().min()
     }
 
     fn is_report_due(&self) -> bool {

@@ -253,6 +253,11 @@ impl DataFolder {
     }
 }
 
+/// Who the node of this folder is, as it stands there; None: nothing says so. For tools. Changes nothing.
+pub fn identity(path: &Path) -> Result<Option<Identity>, DataFolderError> {
+    read_identity(&path.join("node.toml"))
+}
+
 /// Why a broker would refuse to start on this folder, as far as the files here tell; for offline tools. Changes nothing.
 pub fn inspect(path: &Path) -> Result<(), DataFolderError> {
     let node = path.join("node.toml");

@@ -6,8 +6,9 @@
 //!                      |                       |  -> publish    channels, own or forwarded
 //!                      |                       `  -> delivery   fan-out to subscribers
 //!                      `-> io  sockets, mesh, executor, waiting: the only place that names glommio
-//!         control_thread -> felix_control, stats_book, http, tls_files
+//!         control_thread -> felix_control, stats_book, http, tls_files, node_keys -> keyring_file
 //! main -> tools -> offline_disk         check, dump, repair: without a broker
+//!               -> keyring_file         keyring: beside one
 //! ```
 //!
 //! **Invariants**: cores share nothing but immutable batches; they speak only through the mesh.
@@ -32,10 +33,12 @@ pub mod egress;
 pub mod http;
 #[allow(unsafe_code, reason = "system calls of sockets and of the executor are made here and nowhere else")]
 pub mod io;
+pub mod keyring_file;
 pub mod links;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod node_keys;
 pub mod offline_disk;
 pub mod principal;
 pub mod publish;

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Check(args) => return tools::exit("check", tools::check(&args)),
         Command::Dump(args) => return tools::exit("dump", tools::dump(&args)),
         Command::Restore(args) => return tools::exit("restore", tools::restore(&args)),
+        Command::Keyring(args) => return tools::exit("keyring", tools::keyring(&args)),
         Command::Repair(args) => return tools::exit("repair", tools::repair(&args)),
     };
     match result {

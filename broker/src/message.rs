@@ -20,6 +20,7 @@ use felix_protocol::position::Offset;
 use felix_shard::batch_pool::{CheckedBatch, SharedBatch};
 use felix_shard::effect::{Ack, AttachRefused, AttachState, ChannelState};
 use felix_shard::event::{ChannelKey, ConnKey, SubKey};
+use felix_wal::keyring::Keyring;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -108,6 +109,13 @@ pub enum FromControl {
         routing_version: u64,
         /// In order.
         changes: Arc<[Change]>,
+    },
+    /// Data keys: before the streams that need them, and again whenever the keyring changed. Shared by all cores.
+    Keys {
+        /// All keys.
+        keyring: Arc<Keyring>,
+        /// Only those of this tenant changed; None: any of them may have.
+        tenant: Option<Arc<str>>,
     },
     /// The answer to `Admin`.
     AdminReply {

@@ -135,6 +135,10 @@ block! {
         store_refused_full: Counter "felix_store_refused_full_total" "Batches refused since the disk is full.";
         store_refused_failed: Counter "felix_store_refused_failed_total" "Batches refused by storage for another reason.";
         store_retained_segments: Counter "felix_store_retained_segments_total" "Segments that retention took out of service.";
+        store_compactions: Counter "felix_store_compactions_total" "Compactions of a shard that came to their end.";
+        store_compactions_failed: Counter "felix_store_compactions_failed_total" "Compactions of a shard that did not.";
+        store_compacted_records: Counter "felix_store_compacted_records_total" "Records that compaction took out.";
+        store_compacted_segments: Counter "felix_store_compacted_segments_total" "Segments that compaction replaced.";
         store_swept_files: Counter "felix_store_swept_files_total" "Files removed from quarantine.";
         mesh_full: Counter "felix_mesh_full_total" "Sends refused since the other core's ring was full.";
         mesh_wakes: Counter "felix_mesh_wakes_total" "Wake-ups given to sleeping cores.";
@@ -249,6 +253,10 @@ impl CoreMetrics {
         self.store_refused_full.set(counters.refused_full);
         self.store_refused_failed.set(counters.refused_failed);
         self.store_retained_segments.set(counters.retained_segments);
+        self.store_compactions.set(counters.compactions);
+        self.store_compactions_failed.set(counters.compactions_failed);
+        self.store_compacted_records.set(counters.compacted_records);
+        self.store_compacted_segments.set(counters.compacted_segments);
         self.store_swept_files.set(counters.swept_files);
     }
 

@@ -12,7 +12,7 @@ use felix_protocol::ids::{CoreId, ShardId, ShardIndex};
 use felix_protocol::metadata::StreamInfo;
 use felix_protocol::names::StreamName;
 use felix_shard::batch_pool::HashRange;
-use felix_shard::event::ShardConfig;
+use felix_shard::event::{ShardConfig, TenantKeys};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
@@ -34,8 +34,8 @@ impl StreamRoute {
         HashRange { first, last }
     }
 
-    /// What the owner of a shard must know.
-    pub fn shard_config(&self, place: &ShardPlace) -> ShardConfig {
+    /// What the owner of a shard must know. `sealed_for`: its tenant's keys, if the stream is sealed at rest.
+    fn shard_config(&self, place: &ShardPlace, sealed_for: Option<TenantKeys>) -> ShardConfig {
         ShardConfig {
             shard: place.shard,
             stream: self.info.id,
@@ -44,7 +44,9 @@ impl StreamRoute {
             epoch: place.epoch,
             durability: self.info.spec.durability,
             sync_interval_ms: self.info.spec.interval_ms,
-            sealed_for: None,
+            sealed_for,
+            compact: self.info.spec.compact,
+            tombstone_grace_ns: self.info.spec.tombstone_grace_ms.saturating_mul(1_000_000),
             retention_bytes: self.info.spec.retention_bytes,
             retention_age_ns: self.info.spec.retention_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
         }
@@ -66,12 +68,33 @@ pub struct RouteTable {
     version: u64,
     by_name: BTreeMap<StreamName, Rc<StreamRoute>>,
     by_shard: HashMap<ShardId, (CoreId, StreamName)>,
+    tenants: TenantNumbers,
+}
+
+/// Numbers for the tenants that have keys at rest; this core's own, and never given twice.
+#[derive(Debug, Default)]
+struct TenantNumbers(BTreeMap<String, TenantKeys>);
+
+impl TenantNumbers {
+    fn of(&mut self, tenant: &str) -> TenantKeys {
+        if let Some(number) = self.0.get(tenant) {
+            return *number;
+        }
+        let number = TenantKeys(self.0.len() as u32);
+        self.0.insert(tenant.to_string(), number);
+        number
+    }
 }
 
 impl RouteTable {
     /// Version of the metadata this shows.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The number under which this core's shards know a tenant's keys.
+    pub fn tenant_keys(&mut self, tenant: &str) -> TenantKeys {
+        self.tenants.of(tenant)
     }
 
     /// A stream by name.
@@ -141,10 +164,11 @@ impl RouteTable {
                             &mut owned,
                         );
                     }
+                    let sealed_for = info.spec.encrypt.then(|| self.tenants.of(info.name.tenant()));
                     for place in shards {
                         self.by_shard.insert(place.shard, (place.core, info.name.clone()));
                         if place.core == me {
-                            owned(Owned::Put(route.shard_config(place)));
+                            owned(Owned::Put(route.shard_config(place, sealed_for)));
                         }
                     }
                 }
@@ -180,7 +204,7 @@ mod tests {
     use super::*;
     use felix_control::authorise::Principal;
     use felix_control::member::{Member, MemberSettings, Watch};
-    use felix_protocol::metadata::{Command, StreamSpec};
+    use felix_protocol::metadata::{Command, Durability, StreamSpec};
     use felix_protocol::time::Timestamp;
     use std::collections::BTreeSet;
 
@@ -205,6 +229,30 @@ mod tests {
             Owned::Put(config) => drop(owned.insert(config.shard.0)),
             Owned::Removed(shard) => drop(owned.remove(&shard.0)),
         });
+    }
+
+    #[test]
+    fn sealed_streams_name_the_keys_of_their_tenant() {
+        let mut member = Member::new(MemberSettings { durable_streams: true, ..MemberSettings::default() });
+        let durability = Durability::Group;
+        let (clear, sealed) = (StreamSpec { durability, ..StreamSpec::default() }, true);
+        for (text, encrypt) in [("a/n/s", sealed), ("a/n/clear", false), ("b/n/s", sealed), ("a/m/s", sealed)] {
+            let spec = StreamSpec { encrypt, ..clear };
+            run(&mut member, Command::CreateStream { name: name(text), spec, create_parents: true });
+        }
+        let mut routes = RouteTable::default();
+        // Keys come before the streams that need them.
+        let b = routes.tenant_keys("b");
+        let Watch::Snapshot(table) = member.changes_since(u64::MAX) else { panic!("a version that never was") };
+        let changes = routes.changes_to(&table);
+        let mut found = BTreeMap::new();
+        routes.apply(table.routing_version, &changes, CoreId(0), |it| {
+            let Owned::Put(config) = it else { panic!("{it:?}") };
+            found.insert(config.stream.0, config.sealed_for);
+        });
+        let a = routes.tenant_keys("a");
+        assert_ne!(a, b);
+        assert_eq!(found.into_values().collect::<Vec<_>>(), [Some(a), None, Some(b), Some(a)]);
     }
 
     #[test]

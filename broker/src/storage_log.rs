@@ -32,6 +32,16 @@ pub fn tell(alarm: &Alarm) {
             crate::log::error("the disk is full: durable publishes are refused until there is room again", &[]);
         }
         Alarm::DiskFreed => crate::log::info("there is room on the disk again", &[]),
+        Alarm::Unopened { shard, from, key_id, why } => crate::log::warn(
+            "records are sealed with a data key that was destroyed or is not in the keyring; they are told as a gap; see \
+             `felix-broker keyring DATA list`",
+            &[
+                ("shard", &shard.to_string()),
+                ("from", &from.to_string()),
+                ("data_key", &key_id.to_string()),
+                ("why", &why.to_string()),
+            ],
+        ),
         Alarm::Note { shard, what } => crate::log::warn(what, &[("shard", &shard.to_string())]),
     }
 }

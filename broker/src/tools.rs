@@ -1,11 +1,12 @@
-//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker, and
-//! `restore`, which makes one. A map, and what they share.
+//! **What**: the offline tools of `felix-broker`: `check`, `dump`, `repair` on the data folder of a stopped broker, `keyring`
+//! also beside a running one, and `restore`, which makes a folder. A map, and what they share.
 //!
 //! ```text
 //! args -> folder (lock, identity) -> check   -> felix_wal::check     read-only disk
 //!                                 -> dump    -> felix_wal::dump      read-only disk
 //!                                 -> repair  -> felix_wal::repair    first on dry_run, then on the folder
 //! backup -> restore -> ControlNode, ShardLog   in DATA.restoring, renamed when it is whole
+//!                  -> keyring_file -> keyring -> felix_wal::keyring   one file, under its own lock
 //! ```
 //!
 //! **Invariants**: `check` and `dump` change nothing, not even a lock file. `repair` changes nothing without the words that
@@ -20,6 +21,7 @@ mod check;
 mod dry_run;
 mod dump;
 mod folder;
+mod keyring;
 mod repair;
 mod restore;
 mod wal_entries;
@@ -31,6 +33,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use check::run as check;
 pub use dump::run as dump;
+pub use keyring::run as keyring;
 pub use repair::run as repair;
 pub use restore::run as restore;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use felix_client::protocol::error_code::ErrorCode;
-use felix_client::protocol::metadata::{Durability, StreamInfo, StreamSpec, TenantLimits};
+use felix_client::protocol::metadata::{StreamInfo, StreamSpec, TenantLimits};
 use felix_client::protocol::names::{NamespaceName, StreamName};
 use felix_client::protocol::position::{Offset, Position};
 use felix_client::{
@@ -184,11 +184,6 @@ fn everything_is_there_after_a_stop_and_after_a_kill() {
     client.admin(create("acme/md/gone")).unwrap();
     client.admin(Command::DeleteStream { name: name("acme/md/gone") }).unwrap();
     let mut lineages = vec![described(&client, "acme/md/quotes").1];
-    // A broker without a store says so, with the settings that are wrong in any case first.
-    let durable = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
-    let refused = client.admin(Command::CreateStream { name: name("acme/md/d"), spec: durable, create_parents: true });
-    assert_eq!(refused.unwrap_err().code(), Some(ErrorCode::NotSupported));
-
     let mut versions = Vec::new();
     for round in 0..4 {
         // The client that was there before finds its stream at once, whatever it asks first.

@@ -187,7 +187,7 @@ fn what_was_acknowledged_is_there_after_every_kill() {
         std::thread::scope(|scope| {
             for ((text, _), acked) in streams.iter().zip(&acked) {
                 let (client, stop) = (&client, &stop);
-                scope.spawn(move || publish(&client, text, round, acked, stop));
+                scope.spawn(move || publish(client, text, round, acked, stop));
             }
             std::thread::sleep(Duration::from_millis(300 + (round as u64 * 97) % 500));
             broker.kill();

@@ -15,8 +15,8 @@ use crate::effect::{AttachRefused, Effect, Effects};
 use crate::event::{Event, ShardConfig};
 use crate::shard::Shard;
 use crate::store::history::{Wanted, Wish};
-use crate::store::opening::{OpeningShard, Stage};
-use crate::store::part::DiskPart;
+use crate::store::opening::Stage;
+use crate::store::part::{Checkpoint, DiskPart};
 use crate::store::slots::Use;
 use crate::store::{Alarm, Pending, Store};
 use crate::table::Shards;
@@ -56,11 +56,11 @@ impl Shards {
     }
 
     /// A durable shard came, or its settings changed.
-    pub(crate) fn put_durable(&mut self, now: Now, config: ShardConfig) {
+    pub(crate) fn put_durable(&mut self, config: ShardConfig) {
         let Some(store) = self.store.as_deref_mut() else { return };
         match store.opening.get_mut(&config.shard) {
             Some(opening) => opening.config = config,
-            None => store.begin_open(now, config),
+            None => store.begin_open(config),
         }
     }
 
@@ -117,6 +117,15 @@ impl Shards {
             Use::Shard(id) => {
                 if let Some(shard) = shards.get_mut(&id) {
                     store.on_shard_done(now, shard, slot, done, pool);
+                    store.poll_readers_of(now, shard, pool, limits, effects);
+                    store.poll_compaction(now, shard);
+                    self.after(now, id);
+                }
+            }
+            Use::Compaction(id) if store.leaving.contains_key(&id) => store.on_abandoned_done(id, done),
+            Use::Compaction(id) => {
+                if let Some(shard) = shards.get_mut(&id) {
+                    store.on_compaction_done(now, shard, done);
                     self.after(now, id);
                 }
             }
@@ -177,12 +186,10 @@ impl Shards {
         let Some(store) = self.store.as_deref_mut() else { return };
         // With a full disk there may be no WAL file; reads need none.
         let wal_there = store.wal.is_ready() || store.wal.is_full() || store.wal.poison().is_some();
-        let is_done = |it: &OpeningShard| match it.stage {
-            Stage::Failed => !it.waiting.is_empty() || it.is_removed,
-            _ => it.is_ready() && wal_there,
-        };
-        let ids: Vec<ShardId> = store.opening.iter().filter(|(_, it)| is_done(it)).map(|(id, _)| *id).collect();
-        for id in ids {
+        if !wal_there {
+            return;
+        }
+        for id in std::mem::take(&mut store.opened) {
             self.finish_opening(now, id, effects);
         }
     }
@@ -198,6 +205,7 @@ impl Shards {
                 part.wal_failed = store.wal.poison().is_some();
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);
+                store.want_compaction(&mut shard);
                 self.shards.insert(id, shard);
                 self.after(now, id);
             }
@@ -219,6 +227,11 @@ impl Shards {
             return;
         }
         self.finish_openings(now, effects);
+        if let Some(store) = self.store.as_deref_mut() {
+            store.go_on_opening(now);
+        }
+        self.begin_early();
+        self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
         self.serve_wishes(now, effects);
@@ -230,6 +243,27 @@ impl Shards {
         store.wal.plan(now.time, out);
         out.extend(store.queue.drain());
         store.tell_full();
+    }
+
+    /// Metas say that their shards show batches early, before they do.
+    fn begin_early(&mut self) {
+        let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        let mut wanted = std::mem::take(&mut store.early_wanted);
+        wanted.retain(|id| {
+            let Some(shard) = shards.get_mut(id) else { return false };
+            let Some(part) = shard.part.as_ref() else { return false };
+            if part.checkpoint.shows_early || part.failed().is_some() {
+                return false;
+            }
+            if part.is_idle() {
+                let checkpoint = Checkpoint { shows_early: true, ..part.checkpoint };
+                store.save_checkpoint(shard, checkpoint);
+            }
+            // Until it is saved, or again if a full disk kept it from being.
+            true
+        });
+        store.early_wanted = wanted;
     }
 
     fn begin_flushes(&mut self, now: Now) {
@@ -273,12 +307,39 @@ impl Shards {
         }
     }
 
-    fn begin_retentions(&mut self, now: Now) {
+    /// Before flushes: a switch needs the log for itself, and a shard that is written to without a pause always has a flush
+    /// that waits.
+    fn compact(&mut self, now: Now) {
         let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        if let Some(id) = store.compaction_to_drive(now)
+            && let Some(shard) = shards.get_mut(&id)
+        {
+            store.drive_compaction(now, shard);
+            self.after(now, id);
+            return;
+        }
+        let mut listed = store.compact_wanted.len();
+        while listed > 0 && store.may_compact(now) {
+            listed -= 1;
+            let Some(id) = store.compact_wanted.pop_front() else { break };
+            let Some(shard) = shards.get_mut(&id) else { continue };
+            let slot = shard.slot;
+            let Some(part) = &mut shard.part else { continue };
+            part.compact_listed = false;
+            if !store.begin_compaction(now, shard, slot) {
+                store.want_compaction(shard);
+            }
+        }
+    }
+
+    fn begin_retentions(&mut self, now: Now) {
+        let Shards { shards, store, has_aging, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
         if now.time >= store.next_retention {
             store.next_retention = now.time.after_ns(store.settings.retention_interval_ns);
-            for shard in shards.values_mut() {
+            let aging = if *has_aging { Some(shards.values_mut()) } else { None };
+            for shard in aging.into_iter().flatten() {
                 let aged = shard.config.retention_age_ns.is_some();
                 let Some(part) = shard.part.as_mut() else { continue };
                 let has_data = !part.log.segments().is_empty() || part.log.open_since().is_some();
@@ -331,13 +392,16 @@ impl Shards {
     }
 
     /// When `plan_disk` wants to run though nothing happens.
-    pub fn disk_deadline(&self) -> Option<Time> {
+    pub fn disk_deadline(&self, now: Time) -> Option<Time> {
         let store = self.store.as_deref().filter(|it| it.started)?;
         let idle = store.history.next_deadline(store.settings.reader_idle_ns);
         let ages = self.has_aging.then_some(store.next_retention);
-        let full = (!store.flush_wanted.is_empty() && store.flush_after > Time(0)).then_some(store.flush_after);
+        // A time that has passed is no reason to come back: what is wanted then waits for a completion.
+        let full = (!store.flush_wanted.is_empty() && store.flush_after > now).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
-        [store.wal.next_deadline(), idle, ages, full, sweep].into_iter().flatten().min()
+        let wanted = !store.compact_wanted.is_empty();
+        let compaction = store.compactor.next_deadline(wanted).filter(|_| !store.closing);
+        [store.wal.next_deadline(), idle, ages, full, sweep, compaction].into_iter().flatten().min()
     }
 
     /// Writes what is gathered, syncs and seals. `Store::is_closed` says when that is done; `plan_disk` and

@@ -59,6 +59,10 @@ pub struct ShardConfig {
     pub sync_interval_ms: u32,
     /// Sealed at rest with the keys of this tenant; None: in clear.
     pub sealed_for: Option<TenantKeys>,
+    /// Only the newest record of each key is kept, in the end.
+    pub compact: bool,
+    /// With `compact`: nanoseconds for which a deleted key's tombstone stays.
+    pub tombstone_grace_ns: u64,
     /// Bytes kept.
     pub retention_bytes: u64,
     /// Age kept.

@@ -78,6 +78,8 @@ pub fn config() -> ShardConfig {
         durability: Durability::Ephemeral,
         sync_interval_ms: 0,
         sealed_for: None,
+        compact: false,
+        tombstone_grace_ns: 0,
         retention_bytes: 1 << 20,
         retention_age_ns: None,
     }

@@ -21,7 +21,7 @@ use felix_wal::chunk_builder::{BuildError, ChunkBuilder};
 use felix_wal::disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, DiskRequest, FilePath};
 use felix_wal::format::entry::{Append, Entry, EntryBody, WalPosition};
 use felix_wal::format::names::{Name, WalId};
-use felix_wal::judge::{Damage, WalReport};
+use felix_wal::judge::{Damage, WalEnd, WalReport};
 use felix_wal::log::{Ended, JobError, LogEvent, LogSettings, Maker, MetaChange, ShardLog};
 use felix_wal::log_open::{OpenError, Opening};
 use felix_wal::queue::{DiskQueue, Slot};
@@ -62,6 +62,8 @@ pub struct RecoveryReport {
     pub deleted: Vec<ShardId>,
     /// Damaged WALs that were kept in quarantine, with what was lost, as text.
     pub accepted: Vec<String>,
+    /// Something was there, and all of it ended with a clean seal: nothing that was shown early is missing.
+    pub was_clean: bool,
     /// Entries of shards that have no files here.
     pub orphans: BTreeMap<ShardId, u64>,
 }
@@ -293,7 +295,11 @@ impl Work<'_> {
         for (wal, numbers) in &found.retired {
             self.retire(Retire::rest(*wal, numbers, RETIRE_SLOT))?;
         }
-        for wal in &found.wals {
+        // An empty one is of a start that ended before it came to serve, and says nothing of the one before.
+        let is_clean = |wal: &WalReport| wal.end == WalEnd::Clean;
+        self.report.was_clean = !found.wals.is_empty() && found.wals.iter().all(is_clean);
+        // Who was not clean goes last: a crash in between must not make the next start believe that all were.
+        for wal in found.wals.iter().filter(|wal| is_clean(wal)).chain(found.wals.iter().filter(|wal| !is_clean(wal))) {
             // Entries of shards that have no files here are kept too: somebody may have taken the files by mistake.
             let whole = self.report.orphans.is_empty().then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
             let retire = whole.unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));

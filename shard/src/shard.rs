@@ -237,7 +237,7 @@ impl Shard {
             base_offset,
         });
         // Alone in its replica set: what is appended is replicated. Who does not wait for the disk is answered now.
-        if self.part.as_ref().is_none_or(|part| part.is_early || to <= part.durable_to) {
+        if self.part.as_ref().is_none_or(|part| part.is_early() || to <= part.durable_to) {
             self.advance_high_watermark(to, effects);
             self.ack(ack.take().expect("it is there"), effects);
         }
@@ -442,7 +442,7 @@ impl Shard {
         if let Some(part) = &self.part {
             part.check(self.log.log_end());
             assert!(self.log.log_start() <= part.log.flushed_to(), "memory and segments leave a hole");
-            assert!(part.is_early || self.high_watermark == part.durable_to, "visible before it is durable");
+            assert!(part.is_early() || self.high_watermark == part.durable_to, "visible before it is durable");
         }
         assert!(self.log_start() <= self.high_watermark && self.high_watermark <= self.log.log_end());
         for attached in &self.attached {

@@ -14,6 +14,7 @@
 //!
 //! **See**: `durable.rs`, which drives it; `felix_wal`'s DESIGN.md for the order of things on disk.
 
+pub(crate) mod compact;
 pub(crate) mod flush;
 pub(crate) mod history;
 pub(crate) mod keys;
@@ -26,13 +27,15 @@ pub(crate) mod slots;
 use crate::batch_pool::SharedBatch;
 use crate::effect::Effect;
 use crate::event::{ChannelKey, ShardConfig, TenantKeys};
+use compact::Compactor;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, Sequence, ShardId};
 use felix_protocol::metadata::Durability;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Time};
-use felix_wal::at_rest::{AtRestScope, DataKey};
+use felix_wal::at_rest::{AtRestError, AtRestScope, DataKey};
 use felix_wal::chunk_builder::ChunkBuilder;
+use felix_wal::compact::CompactSettings;
 use felix_wal::core_wal::{AppendError, CoreWal, CoreWalSettings, Poison};
 use felix_wal::format::entry::{Append, Entry, EntryBody, Lsn};
 use felix_wal::format::names::WalId;
@@ -59,8 +62,12 @@ pub struct StoreSettings {
     pub log: LogSettings,
     /// Unflushed bytes of a shard beyond which it is flushed.
     pub flush_bytes: usize,
+    /// Bytes flushed before the producers file is written again, at least: what a start reads of a shard to catch up.
+    pub checkpoint_bytes_min: u64,
     /// Unflushed bytes of all shards beyond which appends are refused for now.
     pub unflushed_bytes_max: usize,
+    /// Shards that are opened at once: each has a request or two under way.
+    pub openings_max: usize,
     /// Flushes under way at once.
     pub flushes_max: usize,
     /// Bytes of the newest batches that a shard keeps in memory after they are in segments.
@@ -75,6 +82,12 @@ pub struct StoreSettings {
     pub full_retry_ns: u64,
     /// Time between two looks at what is too old.
     pub retention_interval_ns: u64,
+    /// Bounds of a compaction; its tombstone grace is the shard's.
+    pub compact: CompactSettings,
+    /// Read-ahead of a compaction.
+    pub compact_read: ReadSettings,
+    /// Bytes that compaction reads in a second at most, of all shards of the core together.
+    pub compact_bytes_per_second: u64,
     /// How long files stay in quarantine.
     pub quarantine_grace_ns: u64,
     /// This core removes what was in quarantine long enough: one of a node's.
@@ -86,8 +99,11 @@ impl Default for StoreSettings {
         StoreSettings {
             wal: CoreWalSettings::default(),
             log: LogSettings::default(),
-            flush_bytes: 4 << 20,
+            // Just below what one flush takes: each costs a few syncs of the file system's journal, which commits feel.
+            flush_bytes: 7 << 20,
+            checkpoint_bytes_min: 16 << 20,
             unflushed_bytes_max: 512 << 20,
+            openings_max: 64,
             flushes_max: 2,
             tail_bytes: 1 << 20,
             readers_max: 32,
@@ -95,6 +111,9 @@ impl Default for StoreSettings {
             reader_idle_ns: 5_000_000_000,
             full_retry_ns: 1_000_000_000,
             retention_interval_ns: 1_000_000_000,
+            compact: CompactSettings::default(),
+            compact_read: ReadSettings { window_bytes: 256 << 10, windows_max: 2 },
+            compact_bytes_per_second: 32 << 20,
             quarantine_grace_ns: 600_000_000_000,
             sweeps: true,
         }
@@ -108,13 +127,22 @@ impl StoreSettings {
             wal: CoreWalSettings::small(),
             log: LogSettings { segment_bytes: 32 << 10, extent_bytes_first: 8 << 10, extent_bytes_max: 16 << 10 },
             flush_bytes: 4 << 10,
+            checkpoint_bytes_min: 6 << 10,
             unflushed_bytes_max: 1 << 20,
+            openings_max: 2,
             tail_bytes: 2 << 10,
             readers_max: 3,
             read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
             reader_idle_ns: 50_000_000,
             full_retry_ns: 10_000_000,
             retention_interval_ns: 20_000_000,
+            compact: CompactSettings {
+                map_bytes_max: 1 << 10,
+                group_bytes_max: 64 << 10,
+                ..CompactSettings::default()
+            },
+            compact_read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
+            compact_bytes_per_second: 4 << 20,
             quarantine_grace_ns: 1_000_000_000,
             ..StoreSettings::default()
         }
@@ -142,6 +170,16 @@ pub struct StoreCounters {
     pub refused_failed: u64,
     /// Segments that retention took.
     pub retained_segments: u64,
+    /// Compactions that came to their end.
+    pub compactions: u64,
+    /// Compactions that did not.
+    pub compactions_failed: u64,
+    /// Records that compaction took out.
+    pub compacted_records: u64,
+    /// Tombstones among them.
+    pub compacted_tombstones: u64,
+    /// Segments that compaction replaced.
+    pub compacted_segments: u64,
     /// Files removed from quarantine.
     pub swept_files: u64,
 }
@@ -171,6 +209,17 @@ pub enum Alarm {
     DiskFull,
     /// There is room again.
     DiskFreed,
+    /// Records are sealed with a key that is not here, or that does not fit; they are told as a gap.
+    Unopened {
+        /// Which shard.
+        shard: ShardId,
+        /// First offset that was met.
+        from: Offset,
+        /// Number of the tenant's data key.
+        key_id: u32,
+        /// Why it did not open.
+        why: AtRestError,
+    },
     /// Something harmless that an operator may want to look at.
     Note {
         /// Which shard.
@@ -179,6 +228,9 @@ pub enum Alarm {
         what: String,
     },
 }
+
+/// Offsets that are acknowledged or shown and not synced, at most; after a crash a shard goes on behind them.
+pub(crate) const EARLY_OFFSETS_MAX: u64 = 1 << 20;
 
 /// Alarms kept until somebody takes them; beyond it the oldest go, since the newest say what is now.
 const ALARMS_MAX: usize = 256;
@@ -227,12 +279,24 @@ pub struct Store {
     pub(crate) flush_wanted: VecDeque<ShardId>,
     /// No flush before this: the disk was full.
     pub(crate) flush_after: Time,
+    /// Shards whose meta is to say that acks and readers do not wait for the disk.
+    pub(crate) early_wanted: Vec<ShardId>,
+    /// An earlier start did not end as it should: what was shown before it was synced may be missing.
+    pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    pub(crate) open_queue: VecDeque<ShardId>,
+    /// Of those in `opening`: under way.
+    pub(crate) opening_now: usize,
+    /// Shards that have opened, or failed to, and were not taken over yet.
+    pub(crate) opened: Vec<ShardId>,
     pub(crate) leaving: BTreeMap<ShardId, Leaving>,
     pub(crate) history: History,
     /// Shards whose retention is to be looked at, each once.
     pub(crate) retain_wanted: VecDeque<ShardId>,
     pub(crate) next_retention: Time,
+    /// Shards of which enough is new for a compaction, each once.
+    pub(crate) compact_wanted: VecDeque<ShardId>,
+    pub(crate) compactor: Compactor,
     pub(crate) sweep: Option<(Slot, QuarantineSweep)>,
     pub(crate) next_sweep: Time,
     /// Free space is short: quarantine is emptied at once.
@@ -246,6 +310,13 @@ pub struct Store {
     alarms: VecDeque<Alarm>,
     /// What it counted.
     pub counters: StoreCounters,
+}
+
+fn push_alarm(alarms: &mut VecDeque<Alarm>, alarm: Alarm) {
+    if alarms.len() == ALARMS_MAX {
+        alarms.pop_front();
+    }
+    alarms.push_back(alarm);
 }
 
 /// When an entry of a shard must be durable.
@@ -277,11 +348,18 @@ impl Store {
             flushing: 0,
             flush_wanted: VecDeque::new(),
             flush_after: Time(0),
+            early_wanted: Vec::new(),
+            after_crash: false,
             opening: BTreeMap::new(),
+            open_queue: VecDeque::new(),
+            opening_now: 0,
+            opened: Vec::new(),
             leaving: BTreeMap::new(),
             history: History::default(),
             retain_wanted: VecDeque::new(),
             next_retention: Time(0),
+            compact_wanted: VecDeque::new(),
+            compactor: Compactor::default(),
             sweep: None,
             next_sweep: Time(0),
             space_is_short: false,
@@ -298,6 +376,11 @@ impl Store {
     /// All data keys of a tenant that exist, the one to seal with last. Before the shards that need them.
     pub fn set_keys(&mut self, tenant: TenantKeys, scope: AtRestScope, keys: Vec<DataKey>) {
         self.keys.set(tenant, scope, keys);
+    }
+
+    /// Recovery found that a WAL does not end with a clean seal.
+    pub fn set_after_crash(&mut self, after_crash: bool) {
+        self.after_crash = after_crash;
     }
 
     /// Shards that are not open yet.
@@ -354,15 +437,16 @@ impl Store {
     }
 
     pub(crate) fn alarm(&mut self, alarm: Alarm) {
-        if self.alarms.len() == ALARMS_MAX {
-            self.alarms.pop_front();
-        }
-        self.alarms.push_back(alarm);
+        push_alarm(&mut self.alarms, alarm);
     }
 
     /// Gives a stamped batch to the WAL. On success its bytes stay in memory until they are in segments.
     pub(crate) fn append(&mut self, now: Now, part: &mut DiskPart, batch: &SharedBatch) -> Result<Lsn, ErrorCode> {
         let bytes = batch.bytes().len();
+        if part.is_early() && batch.range().to.0 - part.durable_to.0 >= EARLY_OFFSETS_MAX {
+            self.counters.refused_busy += 1;
+            return Err(ErrorCode::Overloaded);
+        }
         // Before it is too late: the WAL would take what no segment has room for.
         if !self.room.takes(self.unflushed_bytes, bytes) {
             self.counters.refused_full += 1;
@@ -404,6 +488,10 @@ impl Store {
             *count += 1;
             code
         })?;
+        if part.may_be_early && !part.checkpoint.shows_early && !part.early_listed {
+            part.early_listed = true;
+            self.early_wanted.push(header.shard);
+        }
         self.counters.entries += 1;
         self.unflushed_bytes += bytes;
         part.on_appended(batch.range().to, lsn, bytes);

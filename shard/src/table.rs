@@ -89,7 +89,7 @@ impl Shards {
                     Some(shard) => shard.on_config(config),
                     None if config.durability != Durability::Ephemeral && self.store.is_some() => {
                         self.has_aging |= config.retention_age_ns.is_some();
-                        return self.put_durable(now, config);
+                        return self.put_durable(config);
                     }
                     None => {
                         self.shards.insert(config.shard, Shard::new(config));

@@ -87,6 +87,8 @@ impl Bench {
             durability: Durability::Ephemeral,
             sync_interval_ms: 0,
             sealed_for: None,
+            compact: false,
+            tombstone_grace_ns: 0,
             retention_bytes: 20_000,
             retention_age_ns: Some(100_000),
         }));

@@ -234,6 +234,8 @@ fn the_path_of_a_publish() {
         durability: Durability::Ephemeral,
         sync_interval_ms: 0,
         sealed_for: None,
+        compact: false,
+        tombstone_grace_ns: 0,
         retention_bytes: 1 << 20,
         retention_age_ns: None,
     }));

@@ -20,7 +20,7 @@ use felix_protocol::batch::StampedHeader;
 use felix_protocol::batch_view::{BatchError, BatchView};
 use felix_protocol::limits::STAMPED_HEADER_BYTES;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ring::{digest, hkdf};
+use ring::{digest, hkdf, hmac};
 use std::fmt;
 
 /// Bytes of a data key.
@@ -67,6 +67,17 @@ impl DataKey {
     /// A key from bytes.
     pub fn new(id: u32, bytes: [u8; DATA_KEY_BYTES]) -> DataKey {
         DataKey { id, bytes }
+    }
+
+    /// Tells this key from another of the same tenant and number, and tells nothing of the key itself.
+    pub fn fingerprint(&self, tenant: &str) -> [u8; 8] {
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &self.bytes));
+        context.update(b"felix key fingerprint 1");
+        context.update(&self.id.to_le_bytes());
+        context.update(tenant.as_bytes());
+        let mut print = [0; 8];
+        print.copy_from_slice(&context.sign().as_ref()[..8]);
+        print
     }
 
     pub(crate) fn bytes(&self) -> &[u8; DATA_KEY_BYTES] {

@@ -30,7 +30,7 @@ use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use std::fmt;
 
-pub use crate::compact_output::CompactedSegment;
+pub use crate::compact_output::{CompactShare, CompactedSegment};
 
 /// Bounds of a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +250,14 @@ impl Compaction {
                 self.error = Some(error);
                 self.stage = Stage::Failed;
             }
+        }
+    }
+
+    /// The log did not begin the switch: the new file goes again. Poll until it has ended.
+    pub fn refused(&mut self) {
+        if matches!(self.stage, Stage::Switch(_)) {
+            self.error.get_or_insert(CompactError::Outdated);
+            self.stage = Stage::Leave(After::Undo);
         }
     }
 

@@ -62,6 +62,10 @@ pub(crate) struct Output {
     under_way: Option<Ticket>,
     error: Option<DiskError>,
     undoing: bool,
+    /// The operation under way creates the file, or closes it; it was closed.
+    creating: bool,
+    closing: bool,
+    closed: bool,
 }
 
 impl Output {
@@ -98,6 +102,9 @@ impl Output {
             under_way: None,
             error: None,
             undoing: false,
+            creating: false,
+            closing: false,
+            closed: false,
         }
     }
 
@@ -158,6 +165,8 @@ impl Output {
         if self.under_way.is_none()
             && let Some(op) = self.ops.pop_front()
         {
+            self.creating = matches!(op, DiskOp::Create { .. });
+            self.closing = matches!(op, DiskOp::Close { .. });
             self.under_way = Some(queue.push(self.slot, Priority::Background, op));
         }
     }
@@ -183,7 +192,10 @@ impl Output {
         self.undoing = true;
         self.ops.clear();
         if let Some(file) = self.file {
-            self.ops.push_back(DiskOp::Close { file });
+            let closes = self.closing && self.under_way.is_some();
+            if !self.closed && !closes {
+                self.ops.push_back(DiskOp::Close { file });
+            }
             self.ops.push_back(DiskOp::Remove { path: self.path.clone() });
         }
         self.go_on(queue);
@@ -199,14 +211,16 @@ impl Output {
 
     pub(crate) fn handle(&mut self, done: DiskDone, queue: &mut DiskQueue) {
         self.under_way = None;
+        self.closed |= std::mem::take(&mut self.closing);
         match done.result {
             Ok(_) => {}
+            // There is no file to undo.
+            Err(_) if self.undoing && self.creating => self.ops.clear(),
             // What cannot be undone is a stray of the next start.
             Err(_) if self.undoing => {}
             Err(error) => {
-                let created = self.ops.iter().any(|op| matches!(op, DiskOp::Write { at: 0, .. }));
-                if created {
-                    // The first operation failed: there is no file.
+                if self.creating {
+                    // There is no file.
                     self.file = None;
                 }
                 self.ops.clear();
@@ -231,7 +245,30 @@ impl Output {
     }
 }
 
+/// How much of a log a compaction came past, and how much waits for one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CompactShare {
+    /// Bytes of segments that are compacted.
+    pub compacted_bytes: u64,
+    /// Bytes of sealed segments that are not, or not whole.
+    pub new_bytes: u64,
+}
+
 impl ShardLog {
+    /// What a compaction up to `limit` would find.
+    pub fn compact_share(&self, limit: Offset) -> CompactShare {
+        let mut share = CompactShare::default();
+        for (at, segment) in self.segments.iter().enumerate().filter(|(_, it)| it.base >= self.meta.log_start) {
+            let end = self.end_of_segments(at + 1);
+            if end > limit {
+                break;
+            }
+            let bytes = if end <= self.meta.compacted_to { &mut share.compacted_bytes } else { &mut share.new_bytes };
+            *bytes += segment.bytes;
+        }
+        share
+    }
+
     /// Puts a compacted segment in the place of its sources.
     pub fn switch(
         &mut self,

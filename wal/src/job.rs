@@ -8,7 +8,7 @@
 
 use crate::disk::FilePath;
 use crate::format::entry::WalPosition;
-use crate::format::meta::ShardMeta;
+use crate::format::meta::{GAPS_MAX, ShardMeta};
 use crate::format::segment::LogCursor;
 use crate::script::StepError;
 use felix_protocol::limits::SETTINGS_BYTES_MAX;
@@ -77,6 +77,8 @@ pub enum JobError {
     Outdated,
     /// Settings over `SETTINGS_BYTES_MAX`.
     SettingsTooLong(usize),
+    /// More gaps than a meta holds; retention takes them with what is before them.
+    TooManyGaps,
 }
 
 impl fmt::Display for JobError {
@@ -92,6 +94,7 @@ impl fmt::Display for JobError {
             }
             JobError::NotClean => f.write_str("segments that were cut off are still in place"),
             JobError::Outdated => f.write_str("the segments have changed since"),
+            JobError::TooManyGaps => write!(f, "more than {GAPS_MAX} gaps"),
             JobError::SettingsTooLong(bytes) => write!(f, "{bytes} bytes of settings are too many"),
         }
     }
@@ -116,6 +119,8 @@ pub enum Job {
     Clean,
     /// The meta was written.
     Save,
+    /// Offsets were given up, so that the log goes on behind them.
+    Skip,
     /// The open file was closed.
     CloseFile,
 }

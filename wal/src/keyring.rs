@@ -121,6 +121,17 @@ struct TenantKey {
     wrapped: Wrapped,
 }
 
+/// What a keyring says of a data key, without the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyEntry<'a> {
+    /// Whose it is.
+    pub tenant: &'a str,
+    /// Its number.
+    pub id: u32,
+    /// The region key that wraps it; None: it was destroyed.
+    pub region_key: Option<u32>,
+}
+
 /// Keys of a region.
 pub struct Keyring {
     region: Region,
@@ -234,6 +245,23 @@ impl Keyring {
             self.region_cipher(kek)?.seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), aad, text);
         tag.copy_from_slice(sealed.map_err(|_| KeyError::Refused)?.as_ref());
         Ok(Wrapped::Key { kek, nonce, bytes })
+    }
+
+    /// Numbers of the region keys; data keys are wrapped with the last.
+    pub fn region_key_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.region_keys.iter().map(|key| key.id)
+    }
+
+    /// All data keys, also those that were destroyed.
+    pub fn entries(&self) -> impl Iterator<Item = KeyEntry<'_>> {
+        self.tenant_keys.iter().map(|it| KeyEntry {
+            tenant: &it.tenant,
+            id: it.id,
+            region_key: match it.wrapped {
+                Wrapped::Key { kek, .. } => Some(kek),
+                Wrapped::Destroyed => None,
+            },
+        })
     }
 
     /// The text of a keyring file.

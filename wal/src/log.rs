@@ -18,7 +18,7 @@ use crate::chunk_builder::ChunkBuilder;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
-use crate::format::meta::{EpochStart, OpenSegment, ShardMeta};
+use crate::format::meta::{EpochStart, GAPS_MAX, OpenSegment, ShardMeta};
 use crate::format::names::{Name, SegmentId};
 use crate::format::segment::{FIRST_CHUNK_AT, LogCursor, file_tag};
 pub use crate::job::{Ended, Job, JobError, LogEvent, MetaChange};
@@ -393,6 +393,39 @@ impl ShardLog {
         let script = Script::new(steps, Some(next), Priority::Background, self.meta.time);
         self.begin(Job::Roll, script, queue);
         Ok(true)
+    }
+
+    /// Goes on at `to`: the offsets before it, from the end on, are read as a gap and never given to a batch. After a stop that
+    /// may have taken batches whose offsets somebody was told (DECISIONS 9).
+    pub fn skip(&mut self, to: Offset, queue: &mut DiskQueue) -> Result<(), JobError> {
+        self.may_begin()?;
+        let range = OffsetRange { from: self.meta.flushed_to, to };
+        if to <= range.from {
+            return Err(JobError::OutOfRange {
+                offset: to,
+                range: OffsetRange { from: range.from, to: Offset(u64::MAX) },
+            });
+        }
+        let mut steps = VecDeque::new();
+        let mut segments = SegmentsChange::None;
+        if let Some(open) = &self.open {
+            self.seal_steps(open, &mut steps);
+            segments = SegmentsChange::Push(SegmentRef { base: open.base, bytes: open.size });
+        }
+        let mut meta = self.next_meta();
+        meta.open = None;
+        meta.flushed_to = to;
+        let is_full = meta.gaps.len() >= GAPS_MAX;
+        match meta.gaps.last_mut().filter(|last| last.to == range.from) {
+            Some(last) => last.to = to,
+            None if is_full => return Err(JobError::TooManyGaps),
+            None => meta.gaps.push(range),
+        }
+        steps.push_back(self.meta_step(&meta));
+        steps.push_back(Step::Commit);
+        let next = Next { meta, segments, open: OpenChange::To(None) };
+        self.begin(Job::Skip, Script::new(steps, Some(next), Priority::Background, self.meta.time), queue);
+        Ok(())
     }
 
     /// Writes the meta alone: a promise or settings, so that the WAL file that holds them may go.

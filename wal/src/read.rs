@@ -201,6 +201,11 @@ impl Reader {
         self.leave(queue);
     }
 
+    /// Nothing of it is under way and no file is open.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.stage, Stage::Locate) && self.file.is_none()
+    }
+
     /// It was closed and nothing of it is under way.
     pub fn is_closed(&self) -> bool {
         self.closing && matches!(self.stage, Stage::Locate) && self.file.is_none()
@@ -288,6 +293,10 @@ impl Reader {
         };
         let after = log.segments.get(count).map(|it| it.base).or(log.open.as_ref().map(|it| it.base));
         let segment_end = if is_open { end } else { listing::end_before_gap(&log.meta, base, after.unwrap_or(end)) };
+        if base != self.next {
+            // Compaction has made one segment of the one that ended here and what follows: its chunks begin elsewhere.
+            self.expected = None;
+        }
         self.segment = Segment { base, end: segment_end, is_open, tag: 0 };
         let path = log.segment_path(base);
         let file = queue.file_key(self.slot);

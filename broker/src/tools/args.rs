@@ -6,7 +6,7 @@
 //!
 //! **See**: `../config.rs`, which lists the tools as commands.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use felix_protocol::ids::ShardId;
 use felix_protocol::position::Offset;
 use std::path::PathBuf;
@@ -82,6 +82,61 @@ pub struct RestoreArgs {
     /// Restore streams that were encrypted at rest without encryption.
     #[arg(long)]
     pub in_clear: bool,
+}
+
+/// Help of `keyring`.
+pub const KEYRING_HELP: &str = "Examples:
+  felix-broker keyring /var/lib/felix list
+  felix-broker keyring /var/lib/felix rotate-region       a new region key; then:
+  felix-broker keyring /var/lib/felix rewrap              wraps every data key with it; no data are written
+  felix-broker keyring /var/lib/felix add-key acme        from now on new records of acme are sealed with a new key
+  felix-broker keyring /var/lib/felix destroy acme 1      says what would be lost, and changes nothing
+  felix-broker keyring /var/lib/felix destroy acme 1 --i-understand acme-1
+  kill -HUP PID                                           a running broker reads the keyring again
+
+The keyring is a file of its own: every change is whole and durable, and made under a lock, so a running broker needs not be
+stopped; it goes on with what it read last until SIGHUP. Keys are never shown. Keep a backup of the keyring, apart from
+that of the data: without it nothing that is sealed can be read. A destroyed key comes back with such a backup, so replace
+those too.
+Exit codes: 0 done, 1 nothing was changed (dry run, nothing to do), 3 refused or cannot be read.";
+
+/// Options of `keyring`.
+#[derive(Clone, Debug, Args)]
+pub struct KeyringArgs {
+    /// The data folder.
+    pub data: PathBuf,
+    /// The keyring, if the broker runs with --keyring.
+    #[arg(long, value_name = "FILE", global = true)]
+    pub keyring: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyringAction,
+}
+
+/// What is done to a keyring.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeyringAction {
+    /// Shows the numbers of all keys, and what wraps them.
+    List,
+    /// Adds a region key: data keys made from now on are wrapped with it.
+    RotateRegion,
+    /// Wraps every data key with the newest region key.
+    Rewrap,
+    /// Adds a data key for a tenant: new records are sealed with it, the older keys still open what they sealed.
+    AddKey {
+        /// Whose.
+        tenant: String,
+    },
+    /// Forgets a data key for ever: what it sealed reads as a gap. A dry run without --i-understand.
+    Destroy {
+        /// Whose.
+        tenant: String,
+        /// Its number, as `list` shows it.
+        number: u32,
+        /// Carry it out. The dry run prints the words that belong here.
+        #[arg(long, value_name = "WHAT")]
+        i_understand: Option<String>,
+    },
 }
 
 /// Options of `check`.

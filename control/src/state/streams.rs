@@ -112,6 +112,29 @@ fn check_quota(tenant: &str, limits: &TenantLimits, usage: Option<Usage>) -> Res
 }
 
 impl State {
+    /// Whether a stream could be made now, as far as the metadata tell. For what must be there before it is proposed;
+    /// whether it is made is decided when it is applied.
+    pub fn may_create_stream(&self, name: &StreamName, spec: &StreamSpec, create_parents: bool) -> Result<(), Refused> {
+        self.check_create(name, spec, create_parents).map(|_| ())
+    }
+
+    /// The tenant's usage with the stream.
+    fn check_create(&self, name: &StreamName, spec: &StreamSpec, create_parents: bool) -> Result<Usage, Refused> {
+        check_spec(spec)?;
+        if self.streams.contains_key(name) {
+            return refused(ErrorCode::AlreadyExists, format!("stream {name} exists already"));
+        }
+        if !create_parents {
+            self.tenant(name.tenant())?;
+            self.namespace(name.namespace())?;
+        }
+        let (limits, usage) = match self.tenants.get(name.tenant()) {
+            Some(tenant) => (tenant.limits, tenant.usage),
+            None => (TenantLimits::default(), Usage::default()),
+        };
+        check_quota(name.tenant(), &limits, add_usage(usage, spec))
+    }
+
     pub(super) fn create_stream(
         &mut self,
         name: &StreamName,
@@ -120,17 +143,8 @@ impl State {
         now: Timestamp,
         effects: &mut Effects,
     ) -> Result<Reply, Refused> {
-        check_spec(&spec)?;
-        if self.streams.contains_key(name) {
-            return refused(ErrorCode::AlreadyExists, format!("stream {name} exists already"));
-        }
-        if !create_parents {
-            self.tenant(name.tenant())?;
-            self.namespace(name.namespace())?;
-        }
+        let usage = self.check_create(name, &spec, create_parents)?;
         let new_tenant = Tenant::new(TenantLimits::default());
-        let tenant = self.tenants.get(name.tenant()).unwrap_or(&new_tenant);
-        let usage = check_quota(name.tenant(), &tenant.limits, add_usage(tenant.usage, &spec))?;
         let (stream_id, shard_first, lineage) = (self.next.stream, self.next.shard, self.next.lineage);
         let Some(stream_next) = stream_id.checked_add(1) else { return used_up("stream ids") };
         let Some(shard_next) = shard_first.checked_add(spec.shards.into()) else { return used_up("shard ids") };

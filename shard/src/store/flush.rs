@@ -12,6 +12,7 @@
 //!
 //! **See**: `felix_wal::log`.
 
+use super::compact::Switched;
 use super::part::{Checkpoint, Work};
 use super::{Alarm, Store};
 use crate::batch_pool::BatchPool;
@@ -44,7 +45,8 @@ impl Store {
             return;
         }
         // The file is written again when four times its size was flushed: that bounds both writing it and reading behind it.
-        let is_due = part.since_checkpoint >= 4 * part.producers_bytes as u64;
+        let due_after = (4 * part.producers_bytes as u64).max(self.settings.checkpoint_bytes_min);
+        let is_due = !part.checkpoint.has_file || part.since_checkpoint >= due_after;
         let none_needed = needs_no_producers(shard);
         if !is_due || none_needed || !self.write_producers(shard, slot) {
             self.flush_segments(now, shard, None, none_needed);
@@ -52,7 +54,7 @@ impl Store {
     }
 
     /// Writes what the shard remembers of producers; what was to be done follows. False: it is too much for a file.
-    fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
+    pub(crate) fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
         let Some(part) = &mut shard.part else { return false };
         let through = part.durable_to;
         let producers = shard.dedup.snapshot(shard.config.lineage, through);
@@ -60,7 +62,7 @@ impl Store {
         if bytes.len() > PRODUCERS_BYTES_MAX {
             return false;
         }
-        let checkpoint = Checkpoint { through, has_file: true };
+        let checkpoint = Checkpoint { through, has_file: true, ..part.checkpoint };
         let size = bytes.len();
         let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
         let ticket = self.queue.push(slot, Priority::Background, op);
@@ -70,7 +72,7 @@ impl Store {
     }
 
     /// The meta says how far the producers file is.
-    fn save_checkpoint(&mut self, shard: &mut Shard, checkpoint: Checkpoint) {
+    pub(crate) fn save_checkpoint(&mut self, shard: &mut Shard, checkpoint: Checkpoint) {
         let Some(part) = &mut shard.part else { return };
         let change = MetaChange { settings: Some(checkpoint.encode()), ..MetaChange::default() };
         if part.log.save(&change, &mut self.queue).is_ok() {
@@ -117,7 +119,7 @@ impl Store {
         let included = part.entries.iter().take_while(|(to, ..)| *to <= end).last();
         let Some(through) = included.map(|(_, lsn, _)| *lsn) else { return };
         let checkpoint = match none_needed {
-            true => Some(Checkpoint { through: end, has_file: false }),
+            true => Some(Checkpoint { through: end, has_file: false, ..part.checkpoint }),
             false => checkpoint,
         };
         let change = MetaChange {
@@ -197,6 +199,14 @@ impl Store {
         if let Some(buffer) = event.buffer {
             self.builder.reuse(buffer);
         }
+        if matches!(work, Work::Switch) {
+            let outcome = match &event.ended {
+                Ended::Done => Switched::Counts,
+                Ended::Full(_) => Switched::Full,
+                Ended::Poisoned(_) => Switched::Failed,
+            };
+            self.on_switched(now, shard.config.shard, outcome);
+        }
         match (&event.ended, work) {
             (Ended::Done, Work::Flush { through, bytes, checkpoint }) => {
                 self.on_flushed(now, shard, through, bytes, checkpoint, pool);
@@ -210,6 +220,10 @@ impl Store {
                 part.checkpoint = checkpoint;
                 self.want_retention(shard);
             }
+            (Ended::Done, Work::Switch) => {
+                shard.touched = true;
+                self.want_retention(shard);
+            }
             (Ended::Done, _) => self.want_retention(shard),
             (Ended::Full(_), _) => self.wait_for_room(now, shard),
             (Ended::Poisoned(error), _) => {
@@ -218,6 +232,7 @@ impl Store {
             }
         }
         debug_assert!(event.job != Job::Truncate, "nobody cuts");
+        self.go_on_compacting(shard);
     }
 
     fn on_flushed(
@@ -326,6 +341,6 @@ impl Store {
 }
 
 /// There are no producers and there is no file that says otherwise.
-fn needs_no_producers(shard: &Shard) -> bool {
+pub(crate) fn needs_no_producers(shard: &Shard) -> bool {
     shard.dedup.producer_count() == 0 && shard.part.as_ref().is_none_or(|part| !part.checkpoint.has_file)
 }

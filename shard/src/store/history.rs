@@ -16,7 +16,7 @@
 //! **See**: `felix_wal::read`.
 
 use super::slots::Use;
-use super::{Alarm, Store};
+use super::{Alarm, Store, push_alarm};
 use crate::batch_pool::{BatchPool, SharedBatch};
 use crate::effect::{Effect, Effects};
 use crate::event::SubKey;
@@ -219,6 +219,24 @@ impl Store {
         self.free_reader(index);
     }
 
+    /// A job of a log ended, or came further: who waits for files that were moved goes on. No completion of theirs would
+    /// say so.
+    pub(crate) fn poll_readers_of(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        pool: &mut BatchPool,
+        limits: &Limits,
+        effects: &mut Effects,
+    ) {
+        for index in 0..self.history.readers.len() {
+            let waits = |it: &HistoryReader| it.shard == shard.config.shard && it.wish.is_some() && !it.closing;
+            if self.history.readers[index].as_ref().is_some_and(waits) {
+                self.drive_reader(now, index, shard, pool, limits, effects);
+            }
+        }
+    }
+
     fn drive_reader(
         &mut self,
         now: Now,
@@ -245,7 +263,17 @@ impl Store {
                     }
                     // Its checksums were checked. A body that a newer build wrote is passed over like one that expired.
                     // One whose key was destroyed is a gap: that is what destroying keys is for.
-                    let Ok(clear) = self.keys.open(part.sealed_for, &stored) else { continue };
+                    let clear = match self.keys.open(part.sealed_for, &stored) {
+                        Ok(clear) => clear,
+                        Err(why) => {
+                            let (from, envelope) = (stored.header.base_offset, stored.sealed);
+                            let (shard, key_id) = (shard.config.shard, envelope.map_or(0, |it| it.key_id));
+                            if self.keys.is_news(shard, key_id) {
+                                push_alarm(&mut self.alarms, Alarm::Unopened { shard, from, key_id, why });
+                            }
+                            continue;
+                        }
+                    };
                     let Some(batch) = pool.share_stored(clear) else { continue };
                     bytes += batch.bytes().len();
                     batches.push(batch);

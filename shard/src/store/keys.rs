@@ -1,39 +1,53 @@
 //! **What**: the keys of encryption at rest that a core holds, and what is done with them: sealing on the way to the disk,
 //! opening on the way back.
 //!
-//! **Invariants**: one sealer per tenant, data key and start of this core: its salt is random and its counter is never set
-//! back, so no nonce is used twice (DECISIONS 4). A keyring that is given again changes nothing that is the same.
+//! **Invariants**: every sealer has a salt of its own, from one random number of this core and start, and its counter is
+//! never set back, so no nonce is used twice (DECISIONS 4). A keyring that is given again changes nothing that is the same.
 //!
 //! **Never**: a sealed stream written in clear because a key is missing: appends are refused.
 //!
 //! **See**: `felix_wal::at_rest`.
 
 use crate::event::TenantKeys;
-use felix_wal::at_rest::{AtRestError, AtRestScope, DataKey, Opener, Sealer};
+use felix_protocol::ids::ShardId;
+use felix_wal::at_rest::{AtRest, AtRestError, AtRestScope, DataKey, Opener, Sealer};
 use felix_wal::format::entry::SealedBy;
 use felix_wal::format::stored::StoredBatch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Shards and keys whose want was told, at most; beyond it some are told again.
+const TOLD_MAX: usize = 1_024;
 
 #[derive(Debug)]
 struct Tenant {
     opener: Opener,
     /// None: every data key was destroyed.
-    sealer: Option<(u32, Sealer)>,
+    sealer: Option<(u32, u128, Sealer)>,
 }
 
 /// Keys by tenant.
 #[derive(Debug)]
 pub(crate) struct Keys {
     tenants: BTreeMap<TenantKeys, Tenant>,
-    /// Random bits of this core and start.
-    salt: u128,
+    /// Random bits of this core and start, moved on by each sealer: one that comes back after another was used for a while
+    /// begins to count anew, so it must not have the same key.
+    next_salt: u128,
+    generation: u64,
+    told: BTreeSet<(ShardId, u32)>,
     sealed: Vec<u8>,
     opened: Vec<u8>,
 }
 
 impl Keys {
     pub(crate) fn new(salt: u128) -> Keys {
-        Keys { tenants: BTreeMap::new(), salt, sealed: Vec::new(), opened: Vec::new() }
+        Keys {
+            tenants: BTreeMap::new(),
+            next_salt: salt,
+            generation: 0,
+            told: BTreeSet::new(),
+            sealed: Vec::new(),
+            opened: Vec::new(),
+        }
     }
 
     /// All data keys of a tenant that exist, the one to seal with last.
@@ -41,21 +55,47 @@ impl Keys {
         let before = self.tenants.remove(&tenant).and_then(|it| it.sealer);
         let sealer = keys.last().map(|key| match before {
             // The same key: its counter goes on.
-            Some((id, sealer)) if id == key.id => (id, sealer),
-            _ => (key.id, Sealer::new(scope, key, self.salt)),
+            Some((id, salt, sealer)) if id == key.id => (id, salt, sealer),
+            _ => {
+                let salt = self.next_salt;
+                self.next_salt = salt.wrapping_add(1);
+                (key.id, salt, Sealer::new(scope, key, salt))
+            }
         });
+        self.generation += 1;
+        self.told.clear();
         self.tenants.insert(tenant, Tenant { opener: Opener::new(scope, keys), sealer });
     }
 
     /// A clear batch as it is stored, and where its key comes from.
     pub(crate) fn seal(&mut self, tenant: TenantKeys, batch: &[u8]) -> Result<(SealedBy, &[u8]), AtRestError> {
         let missing = AtRestError::OtherKey { key_id: 0 };
-        let sealer = self.tenants.get_mut(&tenant).and_then(|it| it.sealer.as_mut()).ok_or(missing)?;
+        let (_, salt, sealer) = self.tenants.get_mut(&tenant).and_then(|it| it.sealer.as_mut()).ok_or(missing)?;
         self.sealed.clear();
-        sealer.1.seal(batch, &mut self.sealed)?;
+        sealer.seal(batch, &mut self.sealed)?;
         let stored = StoredBatch::split_first(&self.sealed, true).map_err(|_| missing)?.0;
         let counter = stored.sealed.map_or(0, |it| it.counter);
-        Ok((SealedBy { salt_id: self.salt as u64, counter }, &self.sealed))
+        Ok((SealedBy { salt_id: *salt as u64, counter }, &self.sealed))
+    }
+
+    /// Changes whenever keys come or go.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What compaction of this tenant's logs needs; None: keys are missing.
+    pub(crate) fn at_rest(&mut self, tenant: TenantKeys) -> Option<AtRest<'_>> {
+        let Tenant { opener, sealer } = self.tenants.get_mut(&tenant)?;
+        let (_, _, sealer) = sealer.as_mut()?;
+        Some(AtRest { opener, sealer })
+    }
+
+    /// Whether nobody was told yet that this shard needs this key.
+    pub(crate) fn is_news(&mut self, shard: ShardId, key_id: u32) -> bool {
+        if self.told.len() >= TOLD_MAX {
+            self.told.clear();
+        }
+        self.told.insert((shard, key_id))
     }
 
     /// The clear bytes of a stored batch.
@@ -101,6 +141,11 @@ mod tests {
         // Without the tenant's keys nothing is sealed and nothing opens.
         assert!(held.seal(TenantKeys(9), batch.bytes()).is_err());
         assert!(held.open(Some(TenantKeys(9)), &stored).is_err() && held.open(None, &stored).is_err());
+        // A key that seals again after another did so begins to count anew, under another salt.
+        let before = held.seal(tenant, batch.bytes()).unwrap().0;
+        held.set(tenant, scope, keys(1));
+        let again = held.seal(tenant, batch.bytes()).unwrap().0;
+        assert!(again.salt_id != first.salt_id && again.salt_id != before.salt_id, "{first:?} {before:?} {again:?}");
         held.set(tenant, scope, Vec::new());
         assert!(held.seal(tenant, batch.bytes()).is_err() && held.open(Some(tenant), &stored).is_err());
     }

@@ -66,6 +66,7 @@ impl Store {
         }
         self.flush_wanted.retain(|it| *it != shard);
         self.retain_wanted.retain(|it| *it != shard);
+        self.abandon_compaction(shard, &part.log);
         let leaving = Leaving { log: Box::new(part.log), slot, stage: Stage::Quiet, lsn: Lsn(0) };
         self.leaving.insert(shard, leaving);
         self.close_readers_of(shard);
@@ -87,7 +88,11 @@ impl Store {
     }
 
     fn drive_one(&mut self, now: Now, id: ShardId, leaving: &mut Leaving) {
-        if matches!(leaving.stage, Stage::Quiet) && !leaving.log.is_busy() && !self.history.reads(id) {
+        if matches!(leaving.stage, Stage::Quiet)
+            && !leaving.log.is_busy()
+            && !self.history.reads(id)
+            && !self.compactor.is_at(id)
+        {
             leaving.stage = match leaving.log.close_file(&mut self.queue) {
                 Ok(true) => Stage::Close,
                 Ok(false) | Err(_) => Stage::Entry,

@@ -14,7 +14,7 @@
 
 use super::part::Checkpoint;
 use super::slots::Use;
-use super::{Alarm, Store};
+use super::{Alarm, EARLY_OFFSETS_MAX, Store};
 use crate::batch_pool::BodyFacts;
 use crate::dedup::Dedup;
 use crate::event::{Event, ShardConfig};
@@ -24,18 +24,22 @@ use felix_protocol::position::Offset;
 use felix_protocol::time::Now;
 use felix_wal::disk::{DiskDone, DiskOk, DiskOp, Priority, Ticket};
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
-use felix_wal::log::ShardLog;
+use felix_wal::log::{Ended, Health, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
 use felix_wal::queue::Slot;
-use felix_wal::read::{ReadFrom, ReadSettings, ReadState, Reader};
+use felix_wal::read::{ReadFault, ReadFrom, ReadSettings, ReadState, Reader};
 
 /// A scan that catches producers up reads little, so small windows do.
 const SCAN: ReadSettings = ReadSettings { window_bytes: 128 << 10, windows_max: 2 };
 
 #[derive(Debug)]
 pub(crate) enum Stage {
-    Open(Opening),
+    /// Others are opened first.
+    Queued,
+    Open(Box<Opening>),
     Clean(Box<ShardLog>),
+    /// Offsets that a crash may have taken are left out.
+    Skip(Box<ShardLog>),
     Producers {
         log: Box<ShardLog>,
         checkpoint: Checkpoint,
@@ -81,12 +85,24 @@ impl OpeningShard {
 }
 
 impl Store {
-    pub(crate) fn begin_open(&mut self, now: Now, config: ShardConfig) {
+    pub(crate) fn begin_open(&mut self, config: ShardConfig) {
         self.started = true;
         let slot = self.slots.take(Use::Shard(config.shard));
-        let opening = Opening::open(slot, self.maker, config.shard, now.wall, Offset(0), &mut self.queue);
-        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Open(opening) };
+        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Queued };
+        self.open_queue.push_back(config.shard);
         self.opening.insert(config.shard, shard);
+    }
+
+    /// Begins to open as many as may be under way.
+    pub(crate) fn go_on_opening(&mut self, now: Now) {
+        while self.opening_now < self.settings.openings_max
+            && let Some(id) = self.open_queue.pop_front()
+        {
+            let Some(shard) = self.opening.get_mut(&id) else { continue };
+            let opening = Opening::open(shard.slot, self.maker, id, now.wall, Offset(0), &mut self.queue);
+            shard.stage = Stage::Open(Box::new(opening));
+            self.opening_now += 1;
+        }
     }
 
     /// A completion for an opening shard.
@@ -94,6 +110,10 @@ impl Store {
         let Some(mut shard) = self.opening.remove(&id) else { return };
         let stage = std::mem::replace(&mut shard.stage, Stage::Moving);
         shard.stage = self.step(now, &shard, stage, done, limits);
+        if shard.is_ready() || shard.is_settled() {
+            self.opening_now -= 1;
+            self.opened.push(id);
+        }
         self.opening.insert(id, shard);
     }
 
@@ -101,12 +121,19 @@ impl Store {
         match stage {
             Stage::Open(mut opening) => match opening.handle(done, &mut self.queue) {
                 None => Stage::Open(opening),
-                Some(opened) => self.opened(now, shard, opened),
+                Some(opened) => self.opened(now, shard, opened, limits),
             },
             Stage::Clean(mut log) => match log.handle(done, &mut self.queue) {
                 None => Stage::Clean(log),
                 // What could not be moved away stays a stray; the log says itself what it does not take because of it.
-                Some(_) => self.load_producers(shard, log, limits),
+                Some(_) => self.prepare(shard, log, limits),
+            },
+            Stage::Skip(mut log) => match log.handle(done, &mut self.queue) {
+                None => Stage::Skip(log),
+                Some(event) if event.ended == Ended::Done => self.load_producers(shard, log, limits),
+                Some(event) => {
+                    self.fail_open(&shard.config, format!("offsets could not be left out: {:?}", event.ended))
+                }
             },
             Stage::Producers { log, checkpoint, ticket } if ticket == done.ticket => {
                 let read = match done.result {
@@ -129,7 +156,7 @@ impl Store {
                         let why = other.err().unwrap_or_else(|| "producers: of another lineage".to_string());
                         let what = format!("{why}; the whole log is read instead");
                         self.alarm(Alarm::Note { shard: shard.config.shard, what });
-                        let checkpoint = Checkpoint { through: log.log_start(), has_file: false };
+                        let checkpoint = Checkpoint { through: log.log_start(), has_file: false, ..checkpoint };
                         self.scan(shard, log, checkpoint, Dedup::default(), limits)
                     }
                 }
@@ -142,7 +169,13 @@ impl Store {
         }
     }
 
-    fn opened(&mut self, now: Now, shard: &OpeningShard, opened: Result<(ShardLog, OpenReport), OpenError>) -> Stage {
+    fn opened(
+        &mut self,
+        now: Now,
+        shard: &OpeningShard,
+        opened: Result<(ShardLog, OpenReport), OpenError>,
+        limits: &Limits,
+    ) -> Stage {
         let config = &shard.config;
         let spec = ShardSpec {
             stream: config.stream,
@@ -153,11 +186,11 @@ impl Store {
         let (mut log, report) = match opened {
             Ok((log, report)) if log.lineage() == config.lineage && log.meta().stream == config.stream => (log, report),
             Err(OpenError::NoMeta { segments: 0 }) => {
-                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+                return Stage::Open(Box::new(Opening::create(shard.slot, self.maker, spec, &mut self.queue)));
             }
             // Data of an earlier incarnation; the files become strays of the new one.
             Ok((log, _)) if log.lineage() < config.lineage => {
-                return Stage::Open(Opening::create(shard.slot, self.maker, spec, &mut self.queue));
+                return Stage::Open(Box::new(Opening::create(shard.slot, self.maker, spec, &mut self.queue)));
             }
             Ok((log, _)) => {
                 let found = (log.lineage().0, log.meta().stream.0);
@@ -173,13 +206,33 @@ impl Store {
         match log.clean(now.wall, &mut self.queue) {
             Ok(true) => Stage::Clean(Box::new(log)),
             // A damaged log takes no job; its strays wait for a repair.
-            Ok(false) | Err(_) => self.load_producers(shard, Box::new(log), &Limits::default()),
+            Ok(false) | Err(_) => self.prepare(shard, Box::new(log), limits),
         }
     }
 
     fn fail_open(&mut self, config: &ShardConfig, why: String) -> Stage {
         self.alarm(Alarm::ShardFailed { shard: config.shard, why });
         Stage::Failed
+    }
+
+    fn prepare(&mut self, shard: &OpeningShard, mut log: Box<ShardLog>, limits: &Limits) -> Stage {
+        let shows_early = Checkpoint::decode(&log.meta().settings).is_some_and(|it| it.shows_early);
+        if !(self.after_crash && shows_early) || *log.health() != Health::Well {
+            return self.load_producers(shard, log, limits);
+        }
+        let end = log.flushed_to();
+        let Some(to) = end.checked_add(EARLY_OFFSETS_MAX) else { return self.load_producers(shard, log, limits) };
+        match log.skip(to, &mut self.queue) {
+            Ok(()) => {
+                let what = format!(
+                    "the stop was not clean and the stream does not sync before it acknowledges: records behind offset \
+                     {end} may be lost; offsets {end}..{to} are left out, so that none is given twice"
+                );
+                self.alarm(Alarm::Note { shard: shard.config.shard, what });
+                Stage::Skip(log)
+            }
+            Err(error) => self.fail_open(&shard.config, format!("offsets could not be left out: {error}")),
+        }
     }
 
     fn load_producers(&mut self, shard: &OpeningShard, log: Box<ShardLog>, limits: &Limits) -> Stage {
@@ -238,6 +291,14 @@ impl Store {
                     }
                 }
                 ReadState::AtEnd => reader.close(&mut self.queue),
+                ReadState::Failed(error) if matches!(error.fault, ReadFault::Gap(_)) && reader.is_settled() => {
+                    // Nothing of producers is in a gap: go on behind it.
+                    let ReadFault::Gap(range) = error.fault else { continue };
+                    *reader = Reader::new(slot, ReadFrom::Offset(range.to), SCAN);
+                }
+                ReadState::Failed(error) if matches!(error.fault, ReadFault::Gap(_)) => {
+                    return Stage::Scan { log, checkpoint, reader, slot, dedup };
+                }
                 ReadState::Failed(error) => {
                     if let Some(range) = error.damaged() {
                         log.mark_damaged(range);

@@ -29,6 +29,9 @@ pub(crate) struct Checkpoint {
     pub(crate) through: Offset,
     /// There is a file; without one there were no producers.
     pub(crate) has_file: bool,
+    /// Batches were acknowledged or shown before they were synced: after a stop that was not clean some may be missing
+    /// whose offsets somebody knows.
+    pub(crate) shows_early: bool,
 }
 
 const CHECKPOINT_VERSION: u8 = 1;
@@ -37,7 +40,7 @@ const CHECKPOINT_BYTES: usize = 10;
 impl Checkpoint {
     pub(crate) fn encode(self) -> Box<[u8]> {
         let mut out = Vec::with_capacity(CHECKPOINT_BYTES);
-        out.extend([CHECKPOINT_VERSION, u8::from(self.has_file)]);
+        out.extend([CHECKPOINT_VERSION, u8::from(self.has_file) | u8::from(self.shows_early) << 1]);
         out.extend(self.through.0.to_le_bytes());
         out.into()
     }
@@ -50,7 +53,9 @@ impl Checkpoint {
         let (head, through) = settings.split_at_checked(2)?;
         let through = Offset(u64::from_le_bytes(through.try_into().ok()?));
         match head {
-            [CHECKPOINT_VERSION, has_file @ 0..=1] => Some(Checkpoint { through, has_file: *has_file == 1 }),
+            [CHECKPOINT_VERSION, flags @ 0..=3] => {
+                Some(Checkpoint { through, has_file: flags & 1 != 0, shows_early: flags & 2 != 0 })
+            }
             _ => None,
         }
     }
@@ -80,6 +85,10 @@ pub(crate) enum Work {
     /// The meta alone is written.
     Save(Checkpoint),
     Clean,
+    /// A compacted segment takes the place of its sources.
+    Switch,
+    /// The meta says how far compaction came.
+    Note,
 }
 
 /// The durable part of a shard.
@@ -88,13 +97,20 @@ pub(crate) struct DiskPart {
     pub(crate) log: ShardLog,
     pub(crate) commit: Commit,
     pub(crate) sealed_for: Option<TenantKeys>,
-    /// Acks and readers do not wait for the disk (`interval`, `none`).
-    pub(crate) is_early: bool,
+    /// Acks and readers need not wait for the disk (`interval`, `none`), once the meta says that they do not.
+    pub(crate) may_be_early: bool,
+    /// The meta is to say so.
+    pub(crate) early_listed: bool,
     pub(crate) entries: VecDeque<(Offset, Lsn, usize)>,
     pub(crate) unflushed_bytes: usize,
     pub(crate) durable_to: Offset,
     pub(crate) flush_listed: bool,
     pub(crate) retain_listed: bool,
+    pub(crate) compact_listed: bool,
+    /// How far the last compaction came, until the meta says so.
+    pub(crate) compact_note: Option<Offset>,
+    /// With this generation of keys it cannot be compacted.
+    pub(crate) not_compacted_with: Option<u64>,
     pub(crate) work: Work,
     pub(crate) checkpoint: Checkpoint,
     /// Bytes of the producers file when it was last written, and bytes flushed since then.
@@ -112,17 +128,26 @@ impl DiskPart {
             log,
             commit,
             sealed_for: config.sealed_for,
-            is_early: matches!(commit, Commit::Interval { .. } | Commit::None),
+            may_be_early: matches!(commit, Commit::Interval { .. } | Commit::None),
+            early_listed: false,
             entries: VecDeque::new(),
             unflushed_bytes: 0,
             flush_listed: false,
             retain_listed: false,
+            compact_listed: false,
+            compact_note: None,
+            not_compacted_with: None,
             work: Work::Idle,
             checkpoint,
             producers_bytes: 0,
             since_checkpoint: 0,
             wal_failed: false,
         }
+    }
+
+    /// Acks and readers do not wait for the disk.
+    pub(crate) fn is_early(&self) -> bool {
+        self.may_be_early && self.checkpoint.shows_early
     }
 
     /// Why it takes no batch.
@@ -170,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_checkpoint_is_read_as_it_was_written_and_nothing_else_is() {
-        for it in [Checkpoint::default(), Checkpoint { through: Offset(u64::MAX), has_file: true }] {
+        for it in [Checkpoint::default(), Checkpoint { through: Offset(u64::MAX), has_file: true, shows_early: true }] {
             let bytes = it.encode();
             assert_eq!(Checkpoint::decode(&bytes), Some(it));
             for end in 1..bytes.len() {
@@ -180,6 +205,6 @@ mod tests {
         }
         assert_eq!(Checkpoint::decode(&[]), Some(Checkpoint::default()));
         assert_eq!(Checkpoint::decode(&[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None, "of a newer build");
-        assert_eq!(Checkpoint::decode(&[1, 2, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(Checkpoint::decode(&[1, 4, 0, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 }

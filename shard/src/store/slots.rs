@@ -18,6 +18,8 @@ pub(crate) enum Use {
     Shard(ShardId),
     /// A reader of history, by its index.
     Reader(usize),
+    /// The compaction of a shard.
+    Compaction(ShardId),
     Sweep,
 }
 

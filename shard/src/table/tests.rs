@@ -56,10 +56,10 @@ fn shorter_retention_needs_no_publish() {
         publish(&mut lab, 2);
     }
     assert!(!lab.owner.needs_ticks());
-    let all = lab.owner.get(ShardId(2)).unwrap().retained_bytes() as u64;
+    let all = lab.owner.get(ShardId(2)).unwrap().retained_bytes();
     lab.handle(Event::ShardPut(ShardConfig { shard: ShardId(2), retention_bytes: all / 2, ..config() }));
     lab.handle(Event::Ticked);
-    assert!(lab.owner.get(ShardId(2)).unwrap().retained_bytes() as u64 <= all / 2);
+    assert!(lab.owner.get(ShardId(2)).unwrap().retained_bytes() <= all / 2);
     lab.handle(Event::ShardPut(ShardConfig { shard: ShardId(2), retention_age_ns: Some(5 * MS), ..config() }));
     lab.pass(6);
     lab.handle(Event::Ticked);

@@ -158,6 +158,8 @@ impl World {
                 durability: Durability::Ephemeral,
                 sync_interval_ms: 0,
                 sealed_for: None,
+                compact: false,
+                tombstone_grace_ns: 0,
                 retention_bytes: world.random.within(300, 6_000),
                 retention_age_ns: world.random.chance(40).then(|| world.random.within(5, 200) * MS),
             };

@@ -25,6 +25,20 @@ fn keys_survive_printing_and_rotation() {
 }
 
 #[test]
+fn what_is_listed_tells_no_key() {
+    let mut ring = ring();
+    ring.destroy("acme", 1).unwrap();
+    assert_eq!(ring.region_key_ids().collect::<Vec<_>>(), [1, 2]);
+    let listed: Vec<_> = ring.entries().map(|it| (it.tenant.to_string(), it.id, it.region_key)).collect();
+    let expected = [("acme", 1, None), ("other", 1, Some(1)), ("acme", 2, Some(2))];
+    assert_eq!(listed, expected.map(|(tenant, id, kek)| (tenant.to_string(), id, kek)));
+    let print = |tenant: &str, id, byte| DataKey::new(id, [byte; 32]).fingerprint(tenant);
+    assert_eq!(print("a", 1, 1), print("a", 1, 1));
+    let others = [print("b", 1, 1), print("a", 2, 1), print("a", 1, 2)];
+    assert!(others.iter().all(|it| *it != print("a", 1, 1)), "{others:?}");
+}
+
+#[test]
 fn a_destroyed_key_is_gone_and_its_number_stays_taken() {
     let mut ring = ring();
     ring.destroy("acme", 2).unwrap();

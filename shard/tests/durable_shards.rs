@@ -2,17 +2,17 @@
 //! any disk operation, also during recovery. What was acknowledged is checked after every start.
 //!
 //! ```text
-//! FELIX_DURABLE_SEEDS=10000 cargo test -p felix-shard --test durable       (more seeds)
-//! FELIX_DURABLE_SEED=17     cargo test -p felix-shard --test durable       (one seed, with its story)
+//! FELIX_DURABLE_SEEDS=10000 cargo test -p felix-shard --test durable_shards       (more seeds)
+//! FELIX_DURABLE_SEED=17     cargo test -p felix-shard --test durable_shards       (one seed, with its story)
 //! ```
 //!
-//! **Invariants**: see `durable/world.rs`.
+//! **Invariants**: see `durable_shards/world.rs`.
 //!
 //! **Never**: time of the machine; one seed, one run.
 //!
 //! **See**: `broker/tests/sim` for whole cores without a disk.
 
-#[path = "durable/world.rs"]
+#[path = "durable_shards/world.rs"]
 mod world;
 
 use world::{Trouble, World};
