@@ -236,14 +236,14 @@ fn no_file_holds_a_word_of_a_sealed_stream() {
     let client = broker.connect();
     create(&client, "acme/n/sealed", sealed());
     // More than what a flush waits for: it stands in WAL and segments.
-    publish(&client, "acme/n/sealed", 0, 6_000, 1_000);
+    publish(&client, "acme/n/sealed", 0, 12_000, 1_000);
     broker.wait_for("a flush", || broker.metric("felix_store_flushed_bytes_total") > 4 << 20);
     broker.kill();
     assert_eq!(leaks(&broker.data), Vec::<PathBuf>::new());
     // A start brings the rest into segments, and all can be read.
     broker.start();
     let client = broker.connect();
-    assert_eq!(read(&client, "acme/n/sealed", 5_999), (everything(6_000), vec![]));
+    assert_eq!(read(&client, "acme/n/sealed", 11_999), (everything(12_000), vec![]));
     broker.wait_for("history", || broker.metric("felix_store_history_batches_total") > 0);
     broker.stop();
     assert_eq!(leaks(&broker.data), Vec::<PathBuf>::new());

@@ -74,9 +74,12 @@ impl Writer {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let thread = std::thread::Builder::new().name("felix-meta-log".into());
         let thread = thread.spawn(move || {
-            run(&engine, synced, &queue);
-            // Closing syncs too.
-            let _ = caught(|| drop(engine));
+            match run(&engine, synced, &queue) {
+                // Closing syncs too.
+                Ended::Well => drop(caught(|| drop(engine))),
+                // Both files would be synced again, and a second panic while the first unwinds ends the process.
+                Ended::Panicked => std::mem::forget(engine),
+            }
         })?;
         Ok((Writer { jobs }, thread))
     }
@@ -94,8 +97,17 @@ impl Writer {
     }
 }
 
-fn run<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, mut synced: SyncedFile, jobs: &Receiver<Job>) {
+/// How the thread's work ended.
+enum Ended {
+    /// Or by an error that raft-engine told.
+    Well,
+    /// raft-engine panicked: its disk fails.
+    Panicked,
+}
+
+fn run<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, mut synced: SyncedFile, jobs: &Receiver<Job>) -> Ended {
     let mut failed: Option<String> = None;
+    let mut ended = Ended::Well;
     loop {
         let job = match jobs.recv_timeout(IDLE) {
             Ok(job) => job,
@@ -109,8 +121,10 @@ fn run<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, mut synced: SyncedFile
         let result = match &failed {
             Some(why) => Err(format!("an earlier write failed: {why}")),
             // raft-engine panics when a sync fails.
-            None => caught(|| write(engine, &mut synced, entries, &head, compact))
-                .unwrap_or_else(|| Err("the write or its sync failed: raft-engine panicked".to_string())),
+            None => caught(|| write(engine, &mut synced, entries, &head, compact)).unwrap_or_else(|| {
+                ended = Ended::Panicked;
+                Err("the write or its sync failed: raft-engine panicked".to_string())
+            }),
         };
         if let Err(why) = &result {
             failed.get_or_insert_with(|| why.clone());
@@ -121,12 +135,16 @@ fn run<F: FileSystem>(engine: &Engine<F, FilePipeLog<F>>, mut synced: SyncedFile
             failed = match caught(|| engine.purge_expired_files().map(drop)) {
                 Some(Ok(())) => None,
                 Some(Err(error)) => Some(error.to_string()),
-                None => Some("the purge of log files panicked".to_string()),
+                None => {
+                    ended = Ended::Panicked;
+                    Some("the purge of log files panicked".to_string())
+                }
             };
         }
     }
     // Best effort: at worst it says less than it could.
     let _ = synced.sync();
+    ended
 }
 
 fn write<F: FileSystem>(

@@ -149,7 +149,8 @@ impl Owner {
             Owner::Index { .. } => 4,
             Owner::Meta { .. } => 5,
             Owner::Keyring => 6,
-            Owner::Producers { .. } => 7,
+            // 7 stays unknown: a golden file of version 1 says so.
+            Owner::Producers { .. } => 8,
         }
     }
 }
@@ -341,7 +342,7 @@ impl FileHeader {
             4 => Owner::Index { stream, shard, segment },
             5 => Owner::Meta { stream, shard },
             6 => Owner::Keyring,
-            7 => Owner::Producers { stream, shard },
+            8 => Owner::Producers { stream, shard },
             _ => return Err(HeaderError::UnknownKind(kind)),
         };
         let header = FileHeader { identity: Identity { cluster, node, region }, session, salt, owner };
