@@ -69,9 +69,9 @@ mutant sync-skipped broker/src/io/disk/ring.rs "--test io_disk_trace --test dura
             Action::Sync => opcode::Nop::new().build(),
 X
 mutant ack-before-durable shard/src/shard.rs "--test durable_shards --test durable_trace" <<'X'
-part.is_early || to <= part.durable_to) {
+part.is_early() || to <= part.durable_to) {
 =====
-part.is_early || to <= part.durable_to || to.0 > 0) {
+part.is_early() || to <= part.durable_to || to.0 > 0) {
 X
 mutant flushed-before-meta shard/src/store/flush.rs "--test durable_shards" <<'X'
                 part.work = Work::Flush { through, bytes, checkpoint };
