@@ -11,7 +11,7 @@ use felix_protocol::names::StreamName;
 use felix_protocol::time::Timestamp;
 use openraft::storage::RaftLogStorageExt;
 use openraft::{EntryPayload, LeaderId};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
@@ -26,7 +26,7 @@ impl Place {
         Place(std::env::temp_dir().join(format!("felix-raft-log-{}-{count}", std::process::id())))
     }
 
-    pub(super) fn path(&self) -> &std::path::Path {
+    pub(super) fn path(&self) -> &Path {
         &self.0
     }
 
@@ -406,8 +406,24 @@ fn after_a_failed_write_nothing_is_written_any_more() {
     let error = opened.append(entries(1, 2..3)).unwrap_err().to_string();
     assert!(error.contains("an earlier write failed"), "{error}");
     opened.close();
+    // This process keeps an engine that panicked, and its lock: to close it would sync once more.
+    assert!(matches!(place.open(), Err(OpenError::InUse { .. })));
     // And this is why there is a guard: the engine wrote the hole before it panicked, and never opens again.
-    assert!(matches!(place.open(), Err(OpenError::Damaged { .. })));
+    let copy = Place::new();
+    copy_folder(&place.0, &copy.0);
+    assert!(matches!(copy.open(), Err(OpenError::Damaged { .. })));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
 }
 
 #[test]
