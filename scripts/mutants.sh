@@ -27,7 +27,7 @@ prepare() {
 
 # mutant NAME FILE "cargo test arguments" <<< "what stands there" + line "=====" + "what is put in its place"
 mutant() {
-    local name=$1 file=$2 tests=$3 patch from to code began
+    local name=$1 file=$2 tests=$3 patch from to code began by
     patch=$(cat)
     [ "$wanted" = "  " ] || [[ $wanted == *" $name "* ]] || return 0
     from=${patch%%$'\n'=====$'\n'*}
@@ -46,13 +46,15 @@ mutant() {
         results+=("$name|DOES NOT BUILD|$((SECONDS - began))|see $copy/$name.build"); bad=1
     else
         ( cd "$copy/tree" && CARGO_TARGET_DIR="$copy/target" \
-            timeout 900 $run test --workspace --no-fail-fast $tests ) >"$copy/$name.test" 2>&1
+            $run test --workspace --no-fail-fast $tests ) >"$copy/$name.test" 2>&1
         code=$?
+        # Only a test that failed is a verdict: a run that was cut off, or that never began, is none.
+        by=$(grep -aE '^test .* FAILED$|panicked at' "$copy/$name.test" | head -n 1 | cut -c 1-90)
         if [ $code = 0 ]; then
             results+=("$name|SURVIVED|$((SECONDS - began))|$tests"); bad=1
+        elif [ -z "$by" ]; then
+            results+=("$name|NO VERDICT|$((SECONDS - began))|code $code, see $copy/$name.test"); bad=1
         else
-            local by
-            by=$(grep -aE '^test .* FAILED$|^test .* has been running|panicked at' "$copy/$name.test" | head -n 1 | cut -c 1-90)
             results+=("$name|killed|$((SECONDS - began))|$by")
         fi
     fi
