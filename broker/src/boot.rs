@@ -37,7 +37,6 @@ use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
 use felix_shard::recovery::{self, OnDamage, RecoveryError, RecoveryReport};
 use felix_shard::store::{Store, StoreSettings};
-use felix_wal::format::header::Region;
 use felix_wal::log::Maker;
 use ring::rand::SecureRandom;
 use std::net::SocketAddr;
@@ -140,7 +139,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         session: data.session(),
         region: data.identity().region.to_string(),
     };
-    let maker = maker(&identity)?;
+    let maker = Maker { identity: *data.identity(), session: data.session() };
     // Two seats more than cores: what earlier starts left is brought into order before any core runs; the disk may be full.
     let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 2)?;
     let reserve = Reserve::new(data.path());
@@ -222,15 +221,6 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     drop(sockets);
     crate::log::info("stopped", &[]);
     Ok(())
-}
-
-/// Who makes files in this start.
-fn maker(identity: &Identity) -> Result<Maker, BootError> {
-    let session = identity.session;
-    let region = Region::new(&identity.region)
-        .ok_or_else(|| format!("region {:?} cannot be written into file headers", identity.region))?;
-    let identity = felix_wal::format::header::Identity { cluster: identity.cluster, node: identity.node, region };
-    Ok(Maker { identity, session })
 }
 
 /// Random bits that seed the checksums of a write-ahead log.

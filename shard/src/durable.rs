@@ -49,6 +49,11 @@ impl Shards {
         self.store.as_deref_mut()
     }
 
+    /// Takes the oldest alarm of the storage.
+    pub fn take_alarm(&mut self) -> Option<Alarm> {
+        self.store.as_deref_mut().and_then(Store::take_alarm)
+    }
+
     /// More is gathered for the disk than it takes: what is published to this shard should wait where it comes from.
     pub fn is_intake_paused(&self, shard: ShardId) -> bool {
         self.store.as_deref().is_some_and(Store::is_busy)
@@ -116,7 +121,7 @@ impl Shards {
             Use::Shard(id) if store.leaving.contains_key(&id) => store.on_leaving_done(now, id, done),
             Use::Shard(id) => {
                 if let Some(shard) = shards.get_mut(&id) {
-                    store.on_shard_done(now, shard, slot, done, pool);
+                    store.on_shard_done(now, shard, done, pool);
                     store.poll_readers_of(now, shard, pool, limits, effects);
                     store.poll_compaction(now, shard);
                     self.after(now, id);
@@ -283,8 +288,7 @@ impl Shards {
             let Some(part) = &mut shard.part else { continue };
             if part.can_flush() {
                 part.flush_listed = false;
-                let slot = shard.slot;
-                store.flush(now, shard, slot);
+                store.flush(now, shard);
             } else if part.failed().is_none() && part.unflushed_bytes > 0 {
                 // A job runs, or the WAL is not as far yet.
                 store.flush_wanted.push_back(id);
@@ -293,16 +297,21 @@ impl Shards {
             }
         }
         let short = store.unflushed_bytes * 2 > store.settings.unflushed_bytes_max;
-        if store.flushing >= store.settings.flushes_max || !(store.wal.wants_flush() || short) {
+        if !(store.wal.wants_flush() || short) {
             return;
         }
-        for id in store.pinned() {
-            if store.flushing >= store.settings.flushes_max {
-                break;
-            }
+        while store.flushing < store.settings.flushes_max {
+            // Those that pin the oldest file of the WAL, but for who cannot: a job runs, or the shard failed.
+            let can =
+                |id: &ShardId| shards.get(id).and_then(|it| it.part.as_ref()).is_some_and(|part| part.can_flush());
+            let Some(id) = store.wal.pins().map(|(id, _)| id).find(can) else { return };
+            let before = store.flushing;
             if let Some(shard) = shards.get_mut(&id) {
-                let slot = shard.slot;
-                store.flush(now, shard, slot);
+                store.flush(now, shard);
+            }
+            if store.flushing == before {
+                // It failed just now, and was told; the next turn finds another.
+                return;
             }
         }
     }
@@ -324,10 +333,9 @@ impl Shards {
             listed -= 1;
             let Some(id) = store.compact_wanted.pop_front() else { break };
             let Some(shard) = shards.get_mut(&id) else { continue };
-            let slot = shard.slot;
             let Some(part) = &mut shard.part else { continue };
             part.compact_listed = false;
-            if !store.begin_compaction(now, shard, slot) {
+            if !store.begin_compaction(now, shard) {
                 store.want_compaction(shard);
             }
         }
@@ -357,8 +365,7 @@ impl Shards {
             let Some(part) = &mut shard.part else { continue };
             if part.is_idle() {
                 part.retain_listed = false;
-                let slot = shard.slot;
-                store.begin_retention(now, shard, slot);
+                store.begin_retention(now, shard);
             } else {
                 store.retain_wanted.push_back(id);
             }
@@ -452,12 +459,4 @@ pub(crate) fn history_wish(shard: &Shard, wish: Wish) -> bool {
             Wish::Batches(from) => from < shard.memory_start() && shard.log_start() < shard.memory_start(),
             Wish::Start(time) => shard.log_start() < shard.memory_start() && !shard.memory_reaches_back_to(time),
         }
-}
-
-/// Alarms are for whoever asks.
-impl Shards {
-    /// Takes the oldest alarm of the storage.
-    pub fn take_alarm(&mut self) -> Option<Alarm> {
-        self.store.as_deref_mut().and_then(Store::take_alarm)
-    }
 }

@@ -22,7 +22,7 @@ use felix_wal::disk::{Disk, DiskDone, DiskError, DiskOk, DiskOp, DiskRequest, Fi
 use felix_wal::format::entry::{Append, Entry, EntryBody, WalPosition};
 use felix_wal::format::names::{Name, WalId};
 use felix_wal::judge::{Damage, WalEnd, WalReport};
-use felix_wal::log::{Ended, JobError, LogEvent, LogSettings, Maker, MetaChange, ShardLog};
+use felix_wal::log::{Ended, Health, JobError, LogEvent, LogSettings, Maker, MetaChange, ShardLog};
 use felix_wal::log_open::{OpenError, Opening};
 use felix_wal::queue::{DiskQueue, Slot};
 use felix_wal::recover::{Progress, RecoverError, Recovery};
@@ -34,6 +34,8 @@ use std::fmt;
 const HELD_BYTES_MAX: usize = 128 << 20;
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 1 << 20;
+/// Offsets left out behind the end of a shard that goes on without some of its records: more than any WAL ring holds.
+pub const LOST_OFFSETS: u64 = 1 << 32;
 const WAL_SLOT: u32 = u32::MAX - 1;
 const RETIRE_SLOT: u32 = u32::MAX - 2;
 
@@ -43,7 +45,7 @@ pub enum OnDamage {
     /// Refuse the start.
     #[default]
     Refuse,
-    /// Keep what is whole, up to the first hole of each shard; the WAL goes to quarantine.
+    /// Keep what is whole, up to the first hole of each shard; the WALs go to quarantine, and every shard leaves offsets out.
     AcceptLoss,
 }
 
@@ -93,7 +95,7 @@ pub enum RecoveryError {
         shard: ShardId,
         /// End of the segments.
         expected: Offset,
-        /// First offset in the WAL.
+        /// Offset that the WAL goes on with.
         found: Offset,
     },
     /// An entry that this build never writes.
@@ -161,8 +163,8 @@ impl fmt::Display for RecoveryError {
             ),
             RecoveryError::Hole { shard, expected, found } => write!(
                 f,
-                "shard {shard} ends at offset {expected}, its write-ahead log begins at {found}: acknowledged data is \
-                 missing; run `felix-broker check`"
+                "shard {shard} ends at offset {expected}, its write-ahead log goes on at {found}: acknowledged data is \
+                 missing; run `felix-broker check`, or start once with --accept-wal-loss to go on without what does not fit"
             ),
             RecoveryError::Unexpected { shard, what } => write!(
                 f,
@@ -216,19 +218,39 @@ pub fn recover(
     on_damage: OnDamage,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RecoveryReport, RecoveryError> {
-    let mut work = Work {
-        disk,
-        queue: DiskQueue::new(),
-        maker,
-        settings,
-        now,
-        on_damage,
-        next_slot: 0,
-        shards: BTreeMap::new(),
-        deleted: BTreeSet::new(),
-        report: RecoveryReport::default(),
+    Work::new(disk, maker, settings, now, on_damage).run(progress)
+}
+
+/// After a loss of acknowledged data: every shard goes on so far behind its end that no offset is given again that somebody
+/// may have been told (DECISIONS 9); readers meet what is left out as a gap. A shard that does not open, or takes nothing
+/// because it is damaged, gives no offsets. Returns the number of shards. Nothing else may use the disk meanwhile.
+pub fn leave_out_lost(disk: &mut dyn Disk, maker: Maker, now: Timestamp) -> Result<usize, RecoveryError> {
+    let failed = |path: &FilePath| {
+        let path = path.clone();
+        move |error| RecoveryError::Disk { path, error }
     };
-    work.run(progress)
+    let folder = Name::Shards.path();
+    let DiskOk::Listed(list) = disk.call(DiskOp::List { path: folder.clone() }).map_err(failed(&folder))? else {
+        return Ok(0);
+    };
+    let mut work = Work::new(disk, maker, LogSettings::default(), now, OnDamage::AcceptLoss);
+    let mut count = 0;
+    for entry in list {
+        let Some(Name::Shard(id)) = Name::parse(&FilePath(format!("{folder}/{}", entry.name))) else { continue };
+        let Ok(log) = work.open(id) else { continue };
+        let Some(to) = log.flushed_to().checked_add(LOST_OFFSETS) else { continue };
+        if *log.health() != Health::Well {
+            continue;
+        }
+        let last = log.meta().included;
+        work.shards.insert(id, Replayed { log, builder: ChunkBuilder::new(), last, is_cut: true });
+        let shard = work.shards.get_mut(&id).expect("just put in");
+        shard.log.skip(to, &mut work.queue).map_err(|error| RecoveryError::Job { shard: id, error })?;
+        work.finish(id)?;
+        work.close(id)?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 fn describe_damage(damage: &Damage) -> String {
@@ -252,7 +274,28 @@ fn describe(report: &WalReport) -> Vec<String> {
     what
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    fn new(
+        disk: &'a mut dyn Disk,
+        maker: Maker,
+        settings: LogSettings,
+        now: Timestamp,
+        on_damage: OnDamage,
+    ) -> Work<'a> {
+        Work {
+            disk,
+            queue: DiskQueue::new(),
+            maker,
+            settings,
+            now,
+            on_damage,
+            next_slot: 0,
+            shards: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            report: RecoveryReport::default(),
+        }
+    }
+
     fn run(&mut self, progress: &mut dyn FnMut(Progress)) -> Result<RecoveryReport, RecoveryError> {
         let mut recovery = Recovery::new(self.maker.identity, WAL_SLOT, PIECE_BYTES);
         let mut requests: Vec<DiskRequest> = Vec::new();
@@ -292,6 +335,10 @@ impl Work<'_> {
         for id in self.deleted.clone() {
             self.remove(id)?;
         }
+        if !self.report.accepted.is_empty() {
+            // Before the WAL that tells of the loss goes: a start after a crash here must know of it.
+            leave_out_lost(self.disk, self.maker, self.now)?;
+        }
         for (wal, numbers) in &found.retired {
             self.retire(Retire::rest(*wal, numbers, RETIRE_SLOT))?;
         }
@@ -300,8 +347,10 @@ impl Work<'_> {
         self.report.was_clean = !found.wals.is_empty() && found.wals.iter().all(is_clean);
         // Who was not clean goes last: a crash in between must not make the next start believe that all were.
         for wal in found.wals.iter().filter(|wal| is_clean(wal)).chain(found.wals.iter().filter(|wal| !is_clean(wal))) {
-            // Entries of shards that have no files here are kept too: somebody may have taken the files by mistake.
-            let whole = self.report.orphans.is_empty().then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
+            // Entries of shards that have no files here are kept, since somebody may have taken the files by mistake, and
+            // whatever was left out because it does not fit.
+            let all_used = self.report.orphans.is_empty() && self.report.accepted.is_empty();
+            let whole = all_used.then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
             let retire = whole.unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));
             self.retire(retire)?;
         }
@@ -360,31 +409,35 @@ impl Work<'_> {
             return Ok(());
         }
         let next = shard.builder.cursor().map_or(shard.log.flushed_to(), |cursor| cursor.next);
-        if append.base_offset < next {
-            return Ok(());
-        }
-        if append.base_offset > next {
-            if self.on_damage == OnDamage::AcceptLoss {
-                shard.is_cut = true;
-                self.report.accepted.push(format!("shard {id}: offsets from {next} on"));
-                return Ok(());
-            }
-            return Err(RecoveryError::Hole { shard: id, expected: next, found: append.base_offset });
+        // What the meta includes was passed by above, so anything but the next batch means that something is missing.
+        if append.base_offset != next {
+            let error = RecoveryError::Hole { shard: id, expected: next, found: append.base_offset };
+            return self.give_up(id, next, error);
         }
         let sealed = append.sealed_by.is_some();
-        match shard.builder.push(append.batch, sealed) {
-            Ok(()) => {}
-            Err(BuildError::Full) => {
-                self.flush(id)?;
-                let shard = self.shards.get_mut(&id).expect("it was opened");
-                shard.builder.push(append.batch, sealed).map_err(|error| RecoveryError::Batch { shard: id, error })?;
-            }
-            Err(error) => return Err(RecoveryError::Batch { shard: id, error }),
+        let mut pushed = shard.builder.push(append.batch, sealed);
+        if pushed == Err(BuildError::Full) {
+            self.flush(id)?;
+            let shard = self.shards.get_mut(&id).expect("it was opened");
+            pushed = shard.builder.push(append.batch, sealed);
+        }
+        if let Err(error) = pushed {
+            return self.give_up(id, next, RecoveryError::Batch { shard: id, error });
         }
         self.shards.get_mut(&id).expect("it was opened").last = position;
         self.report.batches += 1;
         self.report.bytes += append.batch.len() as u64;
         self.bound()
+    }
+
+    /// Nothing more of this shard fits. Who accepts that goes on without the rest.
+    fn give_up(&mut self, id: ShardId, next: Offset, error: RecoveryError) -> Result<(), RecoveryError> {
+        if self.on_damage == OnDamage::Refuse {
+            return Err(error);
+        }
+        self.shards.get_mut(&id).expect("it was opened").is_cut = true;
+        self.report.accepted.push(format!("shard {id}: what was behind offset {next}"));
+        Ok(())
     }
 
     /// Flushes the largest when all together hold too much.

@@ -196,22 +196,21 @@ impl Shard {
         now: Now,
         channel: ChannelKey,
         batch: CheckedBatch,
-        store: Option<&mut Store>,
+        mut store: Option<&mut Store>,
         pool: &mut BatchPool,
         limits: &Limits,
         effects: &mut Effects,
     ) {
         let facts = *batch.facts();
-        let mut store = store;
-        if let Some(code) = self.part.as_ref().and_then(|part| part.failed()) {
+        let appended = match self.part.as_ref().and_then(|part| part.failed()) {
             // Also of what is durable already: after a failure nothing is acknowledged any more.
-            pool.put_back(batch);
-            self.counters.refused += 1;
-            let (base_sequence, record_count) = (facts.base_sequence, facts.record_count);
-            effects.push(Effect::Refuse { channel, base_sequence, record_count, code });
-            return;
-        }
-        let (base_offset, lsn) = match append(self, now, batch, store.as_deref_mut(), pool, limits) {
+            Some(code) => {
+                pool.put_back(batch);
+                Appended::Refused(code)
+            }
+            None => append(self, now, batch, store.as_deref_mut(), pool, limits),
+        };
+        let (base_offset, lsn) = match appended {
             Appended::New(base_offset, lsn) => {
                 self.retain(now, pool);
                 self.touched = true;

@@ -93,7 +93,7 @@ impl fmt::Display for What {
             What::UnfinishedSwitch => f.write_str("a compacted segment waits for its name"),
             What::Stray => f.write_str("a file that belongs to nothing"),
             What::Foreign => f.write_str("a name that is not ours"),
-            What::Gap => f.write_str("offsets that a repair gave up"),
+            What::Gap => f.write_str("offsets that a repair gave up, or that were left out after a loss"),
             What::Disk(error) => error.fmt(f),
             What::Wal(error) => error.fmt(f),
         }

@@ -62,8 +62,8 @@ Every checksum of the backup is verified before anything is written. The data fo
 beside its place as DATA.restoring and renamed when all of it is on disk, so it is there whole or not at all.
 
 Offsets, lineages, keys and settings are what they were: a client goes on at the position it saved. Records that were
-published after the backup are not there; a client that read some of them must begin at an earlier position, since their
-offsets are given again. Cluster and region are those of the backup, the node is new. Never let the old and the restored
+published after the backup are not there: every shard leaves 2^32 offsets out behind its end, so none of theirs is given
+again, and a client that read some of them is told of a gap. Cluster and region are those of the backup, the node is new. Never let the old and the restored
 broker serve the same clients.
 
 Records of streams with encryption at rest are in clear in a backup. They are restored with --in-clear only, as streams

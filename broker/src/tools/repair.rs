@@ -20,6 +20,7 @@ use super::{CLEAN, HARMLESS, now, shown, wal_entries};
 use crate::offline_disk::Access;
 use felix_protocol::ids::ShardId;
 use felix_protocol::time::Timestamp;
+use felix_shard::recovery::leave_out_lost;
 use felix_wal::disk::{Disk, DiskError, DiskOk, DiskOp, FilePath, REPLACE_BYTES_MAX};
 use felix_wal::format::names::{Name, WAL_FOLDER, WalId};
 use felix_wal::log::Maker;
@@ -143,6 +144,8 @@ fn perform(disk: &mut dyn Disk, maker: Maker, work: Work, now: Timestamp) -> Res
             if !found.is_damaged() {
                 return Err(format!("the WAL {wal} is not damaged: a start replays it, which loses nothing"));
             }
+            // Offsets that were acknowledged from it must not be given to other records.
+            let left_out = leave_out_lost(disk, maker, now).map_err(|error| error.to_string())?;
             let mut retire = Retire::quarantine(found, now, u32::MAX - 3);
             let mut requests = Vec::new();
             while !retire.is_done() {
@@ -170,6 +173,9 @@ fn perform(disk: &mut dyn Disk, maker: Maker, work: Work, now: Timestamp) -> Res
                 count if count > 64 => text += &format!("\n  and {} more shard(s)", count - 64),
                 _ => {}
             }
+            text += &format!(
+                "\nEvery shard ({left_out}) leaves 2^32 offsets out behind its end, so that no offset is given twice."
+            );
             Ok((Cost { words: wal.to_string(), text }, vec![Name::Wal(wal).path()]))
         }
     }
@@ -202,12 +208,11 @@ fn carry_out(
     let mut disk = folder.disk(Access::ReadWrite);
     let report = FilePath(format!("{REPORTS}/{:016x}.json", now.0));
     let write = |disk: &mut dyn Disk, state: &str, more: Value| {
-        let report = FilePath(format!("{REPORTS}/{:016x}.json", now.0));
         let content = json!({
             "state": state, "time_ns": now.0, "given_up": cost.words, "meaning": cost.text,
             "steps": planned.iter().map(step).collect::<Vec<_>>(), "result": more,
         });
-        disk.call(DiskOp::Replace { path: report, bytes: format!("{content:#}\n").into_bytes() })
+        disk.call(DiskOp::Replace { path: report.clone(), bytes: format!("{content:#}\n").into_bytes() })
     };
     let cannot = |what: &str, error: DiskError| ToolError::Refused(format!("{what}: {error}"));
     write(&mut disk, "begun", Value::Null)

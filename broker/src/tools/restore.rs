@@ -28,6 +28,7 @@ use felix_protocol::batch_view::BatchView;
 use felix_protocol::ids::{ShardId, StreamId};
 use felix_protocol::metadata::{Command, Durability};
 use felix_protocol::position::{Epoch, Lineage};
+use felix_shard::recovery::LOST_OFFSETS;
 use felix_wal::chunk_builder::{BuildError, ChunkBuilder};
 use felix_wal::disk::Disk;
 use felix_wal::format::header::Region;
@@ -356,7 +357,9 @@ impl Segments {
             }
             .or_else(|error| damaged(backup, format_args!("shard {}: {error}", file.shard)))
         })?;
-        self.builder.skip(file.end);
+        // What the old broker took after the backup had offsets too: they are not given to other records.
+        let end = file.end.checked_add(LOST_OFFSETS);
+        self.builder.skip(end.ok_or_else(|| refused(format_args!("shard {}: no offsets are left", file.shard)))?);
         self.flush(&mut log)?;
         if file.log_start > log.log_start() {
             let began = log.set_log_start(file.log_start, now(), &mut self.queue);

@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// Begins a pass, or brings the producers file up to date before one. False: the shard is to be asked again.
-    pub(crate) fn begin_compaction(&mut self, now: Now, shard: &mut Shard, slot: Slot) -> bool {
+    pub(crate) fn begin_compaction(&mut self, now: Now, shard: &mut Shard) -> bool {
         let (high_watermark, none_needed) = (shard.high_watermark(), needs_no_producers(shard));
         let Some(part) = &mut shard.part else { return true };
         if part.failed().is_some() || !is_worth_it(part.log.compact_share(high_watermark)) {
@@ -119,7 +119,7 @@ impl Store {
         if !is_worth_it(part.log.compact_share(limit)) {
             // When the meta knows of the file, the shard is looked at again.
             return part.is_idle() && {
-                self.write_producers(shard, slot);
+                self.write_producers(shard);
                 true
             };
         }

@@ -17,14 +17,12 @@ use super::part::{Checkpoint, Work};
 use super::{Alarm, Store};
 use crate::batch_pool::BatchPool;
 use crate::shard::Shard;
-use felix_protocol::ids::ShardId;
 use felix_protocol::time::Now;
 use felix_wal::chunk_builder::BuildError;
 use felix_wal::disk::{DiskDone, DiskError, DiskOp, Priority};
 use felix_wal::format::entry::{Lsn, WalPosition};
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
 use felix_wal::log::{Ended, Job, JobError, LogEvent, LogSettings, MetaChange};
-use felix_wal::queue::Slot;
 use felix_wal::retain::{FloorRule, RetainPolicy, RetainScan};
 
 /// Parts of its retention that a shard's segments have at least.
@@ -39,7 +37,7 @@ impl Store {
     }
 
     /// Begins a flush of this shard if there is something to flush.
-    pub(crate) fn flush(&mut self, now: Now, shard: &mut Shard, slot: Slot) {
+    pub(crate) fn flush(&mut self, now: Now, shard: &mut Shard) {
         let Some(part) = &mut shard.part else { return };
         if !part.can_flush() {
             return;
@@ -48,13 +46,13 @@ impl Store {
         let due_after = (4 * part.producers_bytes as u64).max(self.settings.checkpoint_bytes_min);
         let is_due = !part.checkpoint.has_file || part.since_checkpoint >= due_after;
         let none_needed = needs_no_producers(shard);
-        if !is_due || none_needed || !self.write_producers(shard, slot) {
+        if !is_due || none_needed || !self.write_producers(shard) {
             self.flush_segments(now, shard, None, none_needed);
         }
     }
 
     /// Writes what the shard remembers of producers; what was to be done follows. False: it is too much for a file.
-    pub(crate) fn write_producers(&mut self, shard: &mut Shard, slot: Slot) -> bool {
+    pub(crate) fn write_producers(&mut self, shard: &mut Shard) -> bool {
         let Some(part) = &mut shard.part else { return false };
         let through = part.durable_to;
         let producers = shard.dedup.snapshot(shard.config.lineage, through);
@@ -65,7 +63,7 @@ impl Store {
         let checkpoint = Checkpoint { through, has_file: true, ..part.checkpoint };
         let size = bytes.len();
         let op = DiskOp::Replace { path: Producers::path(shard.config.shard), bytes };
-        let ticket = self.queue.push(slot, Priority::Background, op);
+        let ticket = self.queue.push(shard.slot, Priority::Background, op);
         part.work = Work::Producers { ticket, checkpoint, bytes: size };
         self.flushing += 1;
         true
@@ -149,14 +147,7 @@ impl Store {
     }
 
     /// A completion for an open shard.
-    pub(crate) fn on_shard_done(
-        &mut self,
-        now: Now,
-        shard: &mut Shard,
-        slot: Slot,
-        done: DiskDone,
-        pool: &mut BatchPool,
-    ) {
+    pub(crate) fn on_shard_done(&mut self, now: Now, shard: &mut Shard, done: DiskDone, pool: &mut BatchPool) {
         let Some(part) = &mut shard.part else { return };
         match &mut part.work {
             Work::Producers { ticket, checkpoint, bytes } if *ticket == done.ticket => {
@@ -181,7 +172,7 @@ impl Store {
                 }
                 return;
             }
-            Work::Scan(scan) if done.ticket.owner() == slot.0 && !part.log.is_busy() => {
+            Work::Scan(scan) => {
                 scan.handle(done, &part.log);
                 self.go_on_retaining(now, shard);
                 return;
@@ -283,7 +274,7 @@ impl Store {
     }
 
     /// Begins to look for what a shard keeps too long or too much of.
-    pub(crate) fn begin_retention(&mut self, now: Now, shard: &mut Shard, slot: Slot) {
+    pub(crate) fn begin_retention(&mut self, now: Now, shard: &mut Shard) {
         let Some(part) = &mut shard.part else { return };
         if !part.is_idle() || part.failed().is_some() {
             return;
@@ -306,7 +297,7 @@ impl Store {
             floor: (!none_needed).then_some(part.checkpoint.through),
             floor_rule: FloorRule::Keep,
         };
-        part.work = Work::Scan(RetainScan::new(slot, policy, now.wall));
+        part.work = Work::Scan(RetainScan::new(shard.slot, policy, now.wall));
         self.flushing += 1;
         self.go_on_retaining(now, shard);
     }
@@ -320,8 +311,7 @@ impl Store {
             part.work = Work::Idle;
             self.flushing -= 1;
             if part.checkpoint.through < part.durable_to {
-                let slot = shard.slot;
-                self.write_producers(shard, slot);
+                self.write_producers(shard);
             }
             return;
         }
@@ -332,11 +322,6 @@ impl Store {
                 self.flushing -= 1;
             }
         }
-    }
-
-    /// Shards that pin the oldest WAL file, the first few.
-    pub(crate) fn pinned(&self) -> Vec<ShardId> {
-        self.wal.pins().map(|(shard, _)| shard).take(2 * self.settings.flushes_max).collect()
     }
 }
 
