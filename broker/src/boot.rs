@@ -15,7 +15,7 @@
 
 use crate::admission::Admission;
 use crate::config::DevArgs;
-use crate::control_thread::{ControlSettings, ControlThread, Readiness};
+use crate::control_thread::{ControlSettings, ControlThread};
 use crate::core::{Core, CoreConfig, Identity};
 use crate::core_loop::{Clock, CoreLoop};
 use crate::data_folder::{DataFolder, DataFolderError};
@@ -28,6 +28,7 @@ use crate::io::mesh::{Mesh, MeshLimits};
 use crate::keyring_file::KeyringFile;
 use crate::message::MeshMessage;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::self_check;
 use crate::space::{Reserve, SpaceKeeper};
 use crate::tls_files::TlsFiles;

@@ -21,6 +21,7 @@ use crate::io::mesh::MeshPort;
 use crate::keyring_file::{KeyringFile, KeyringFileError};
 use crate::message::{FromControl, MeshMessage, ToControl};
 use crate::node_keys::NodeKeys;
+use crate::readiness::Readiness;
 use crate::space::SpaceKeeper;
 use crate::stats_book::StatsBook;
 use crate::tls_files::TlsFiles;
@@ -41,8 +42,7 @@ use felix_shard::event::ConnKey;
 use std::collections::{BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,42 +62,6 @@ const MAIL_BUDGET: usize = 1_024;
 /// Writes of clients that may wait for their commit. The rest of what the metadata take at once is for the cores, each
 /// of which asks for one block of producer ids at a time.
 const WRITES_MAX: usize = PROPOSALS_MAX - CORES_MAX as usize;
-
-/// How far the broker is, for `/readyz`.
-#[derive(Debug, Default)]
-pub struct Readiness {
-    stage: AtomicU8,
-    failure: OnceLock<String>,
-}
-
-impl Readiness {
-    /// Serving.
-    pub fn set_ready(&self) {
-        self.stage.store(1, Ordering::Release);
-    }
-
-    /// Shutting down.
-    pub fn set_draining(&self) {
-        self.stage.store(2, Ordering::Release);
-    }
-
-    /// A part failed for good; the first reason counts. Serves what it still can, but should be replaced.
-    pub fn set_failed(&self, why: String) {
-        let _ = self.failure.set(why);
-    }
-
-    /// Ok, or why not.
-    pub fn check(&self) -> Result<(), String> {
-        if let Some(why) = self.failure.get() {
-            return Err(why.clone());
-        }
-        match self.stage.load(Ordering::Acquire) {
-            0 => Err("the broker is starting".to_string()),
-            1 => Ok(()),
-            _ => Err("the broker is draining".to_string()),
-        }
-    }
-}
 
 /// Longest a question for numbers waits for the cores; then it is answered with what is known.
 const FRESH: Duration = Duration::from_millis(200);

@@ -6,8 +6,8 @@
 //!                      |                       |  -> publish    channels, own or forwarded
 //!                      |                       `  -> delivery   fan-out to subscribers
 //!                      `-> io  sockets, mesh, executor, waiting: the only place that names glommio
-//!         control_thread -> felix_control, stats_book, http, tls_files, node_keys -> keyring_file
-//! main -> tools -> offline_disk         check, dump, repair: without a broker
+//!         control_thread -> felix_control, stats_book, http, readiness, space, tls_files, node_keys -> keyring_file
+//! main -> tools -> offline_disk         check, dump, repair, restore: without a broker
 //!               -> keyring_file         keyring: beside one
 //! ```
 //!
@@ -42,6 +42,7 @@ pub mod node_keys;
 pub mod offline_disk;
 pub mod principal;
 pub mod publish;
+pub mod readiness;
 pub mod requests;
 pub mod route;
 pub mod self_check;

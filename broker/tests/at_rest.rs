@@ -1,124 +1,29 @@
 //! Streams that are sealed at rest, and compacted ones, in a real broker process: what stands on the disk, what a keyring is
 //! needed for, what rotation keeps and what destroying a key takes.
 
+mod broker_process;
+
+use broker_process::{Broker, PATIENCE, name};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Output, Stdio};
+use std::process::Command as Process;
 use std::time::{Duration, Instant};
 
 use felix_client::protocol::metadata::{Durability, StreamSpec};
-use felix_client::protocol::names::StreamName;
-use felix_client::{
-    Client, ClientConfig, Command, Context, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions,
-};
+use felix_client::{Client, Command, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// In every value and key of a test.
 const CANARY: &str = "yellow-canary";
 
-struct Broker {
-    child: Option<Child>,
-    data: PathBuf,
-    listen: SocketAddr,
-    http: SocketAddr,
-    more: Vec<String>,
-}
-
 impl Broker {
-    fn new(name: &str) -> Broker {
-        // Not a folder in memory: the broker refuses one.
-        let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let data = root.join(format!("at-rest-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&data);
-        fs::create_dir_all(&data).unwrap();
-        let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Broker { child: None, data, listen, http, more: Vec::new() }
-    }
-
-    fn command(&self) -> Process {
-        let mut command = Process::new(env!("CARGO_BIN_EXE_felix-broker"));
-        command
-            .args(["dev", "--wait", "park", "--drain-ms", "300", "--cores", "2", "--cpus", "0,0"])
-            .args(["--listen", &self.listen.to_string(), "--http", &self.http.to_string()])
-            .arg("--data")
-            .arg(&self.data)
-            .args(&self.more)
-            .stdout(Stdio::null());
-        command
-    }
-
-    fn start(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
-        self.child = Some(self.command().stderr(log).spawn().unwrap());
-        let child = self.child.as_mut().unwrap();
-        let give_up = Instant::now() + PATIENCE;
-        while !get(self.http, "/readyz").starts_with("HTTP/1.0 200") {
-            let ended = child.try_wait().unwrap();
-            let log = fs::read_to_string(self.data.with_extension("log")).unwrap_or_default();
-            assert!(ended.is_none() && Instant::now() < give_up, "it does not start: {log}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// The words with which a start is refused.
-    fn refusal(&self) -> String {
-        let Output { status, stderr, .. } = self.command().stderr(Stdio::piped()).output().unwrap();
-        let text = String::from_utf8(stderr).unwrap();
-        assert_eq!(status.code(), Some(1), "{text}");
-        text
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.data.with_extension("log")).unwrap_or_default()
-    }
-
-    fn stop(&mut self) {
-        let mut child = self.child.take().unwrap();
-        assert!(Process::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{}", self.log());
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
     fn hang_up(&self, word: &str) {
         let before = self.log().matches(word).count();
-        let id = self.child.as_ref().unwrap().id().to_string();
-        assert!(Process::new("kill").args(["-HUP", &id]).status().unwrap().success());
+        self.signal("-HUP");
         let give_up = Instant::now() + PATIENCE;
         while self.log().matches(word).count() == before {
             assert!(Instant::now() < give_up, "no {word} in {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn connect(&self) -> Client {
-        let context = Context::load(self.data.join("context.toml")).unwrap();
-        Client::connect(ClientConfig::from_context(&context).unwrap().request_timeout(PATIENCE)).unwrap()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let text = get(self.http, "/metrics");
-        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-    }
-
-    fn wait_for(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let give_up = Instant::now() + PATIENCE;
-        while !done() {
-            if Instant::now() >= give_up {
-                let metrics = get(self.http, "/metrics");
-                let store: Vec<&str> = metrics.lines().filter(|it| it.starts_with("felix_store")).collect();
-                panic!("not in time: {what}: {store:#?} {}", self.log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -132,32 +37,6 @@ impl Broker {
     fn keyring_path(&self) -> PathBuf {
         self.data.join("secrets/keyring")
     }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.data);
-            let _ = fs::remove_file(self.data.with_extension("log"));
-        }
-    }
-}
-
-fn get(http: SocketAddr, path: &str) -> String {
-    let mut answer = String::new();
-    if let Ok(mut stream) = TcpStream::connect(http) {
-        let _ = stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
-        let _ = stream.read_to_string(&mut answer);
-    }
-    answer
-}
-
-fn name(text: &str) -> StreamName {
-    StreamName::parse(text).unwrap()
 }
 
 fn sealed() -> StreamSpec {
@@ -231,7 +110,7 @@ fn everything(count: u64) -> Vec<u64> {
 
 #[test]
 fn no_file_holds_a_word_of_a_sealed_stream() {
-    let mut broker = Broker::new("canary");
+    let mut broker = Broker::new("canary", 2);
     broker.start();
     let client = broker.connect();
     create(&client, "acme/n/sealed", sealed());
@@ -258,7 +137,7 @@ fn no_file_holds_a_word_of_a_sealed_stream() {
 
 #[test]
 fn a_start_without_the_right_keyring_is_refused() {
-    let mut broker = Broker::new("wrong");
+    let mut broker = Broker::new("wrong", 2);
     // Nothing is sealed yet: a lost keyring is made anew.
     broker.start();
     let path = broker.keyring_path();
@@ -288,7 +167,7 @@ fn a_start_without_the_right_keyring_is_refused() {
     refused(Some(&right[..right.len() - 20]), &["no whole keyring", "backup"]);
     refused(Some(&older), &["no data key 1 of tenant acme"]);
     // The keyring of another node, with a tenant of the same name.
-    let mut other = Broker::new("wrong-other");
+    let mut other = Broker::new("wrong-other", 2);
     other.start();
     create(&other.connect(), "acme/n/s", sealed());
     other.stop();
@@ -331,7 +210,7 @@ fn segments(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 
 #[test]
 fn keys_are_rotated_beside_a_running_broker_and_a_destroyed_one_is_a_gap() {
-    let mut broker = Broker::new("rotation");
+    let mut broker = Broker::new("rotation", 2);
     broker.start();
     create(&broker.connect(), "acme/n/s", sealed());
     publish(&broker.connect(), "acme/n/s", 0, 6_000, 1_000);
@@ -398,7 +277,7 @@ fn keys_are_rotated_beside_a_running_broker_and_a_destroyed_one_is_a_gap() {
 
 #[test]
 fn who_may_not_make_a_stream_makes_no_key() {
-    let mut broker = Broker::new("no-key");
+    let mut broker = Broker::new("no-key", 2);
     broker.start();
     let before = fs::read(broker.keyring_path()).unwrap();
     let client = broker.connect();
@@ -446,7 +325,7 @@ fn state(client: &Client, text: &str, end: &str) -> (BTreeMap<String, String>, u
 
 #[test]
 fn a_compacted_stream_keeps_the_newest_of_each_key() {
-    let mut broker = Broker::new("compact");
+    let mut broker = Broker::new("compact", 2);
     broker.start();
     let client = broker.connect();
     let spec = StreamSpec { compact: true, tombstone_grace_ms: 0, retention_bytes: 32 << 20, ..sealed() };

@@ -1,10 +1,12 @@
 //! Metadata of a real broker process over restarts, kills, and a disk that fails: what a client was told is there.
 
+mod broker_process;
+
+use broker_process::{Broker, get, name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,132 +14,14 @@ use std::time::{Duration, Instant};
 
 use felix_client::protocol::error_code::ErrorCode;
 use felix_client::protocol::metadata::{StreamInfo, StreamSpec, TenantLimits};
-use felix_client::protocol::names::{NamespaceName, StreamName};
+use felix_client::protocol::names::NamespaceName;
 use felix_client::protocol::position::{Offset, Position};
 use felix_client::{
-    Client, ClientConfig, Command, Context, OnReset, PublisherOptions, RecordToPublish, Reply, RequestError, Shards,
-    Start, SubscribeOptions,
+    Client, Command, OnReset, PublisherOptions, RecordToPublish, Reply, RequestError, Shards, Start, SubscribeOptions,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const KILLS: usize = 20;
-
-/// A broker of this test alone, on ports that stay its own over restarts.
-struct Broker {
-    child: Option<Child>,
-    data: PathBuf,
-    listen: SocketAddr,
-    http: SocketAddr,
-    cores: u8,
-}
-
-impl Broker {
-    fn new(name: &str, cores: u8) -> Broker {
-        let data = std::env::temp_dir().join(format!("felix-metadata-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&data);
-        fs::create_dir_all(&data).unwrap();
-        let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Broker { child: None, data, listen, http, cores }
-    }
-
-    fn command(&self) -> Process {
-        let mut command = Process::new(env!("CARGO_BIN_EXE_felix-broker"));
-        // More cores than CPUs are allowed by name only: they share then.
-        let cpus: Vec<&str> = (0..self.cores).map(|_| "0").collect();
-        command
-            .args(["dev", "--wait", "park", "--drain-ms", "500", "--cores", &self.cores.to_string()])
-            .args(["--cpus", &cpus.join(","), "--listen", &self.listen.to_string(), "--http", &self.http.to_string()])
-            .arg("--data")
-            .arg(&self.data)
-            .stdout(Stdio::null());
-        command
-    }
-
-    fn start(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
-        self.child = Some(self.command().stderr(log).spawn().unwrap());
-        let give_up = Instant::now() + PATIENCE;
-        while !get(self.http, "/readyz").starts_with("HTTP/1.0 200") {
-            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < give_up, "it does not start: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// What a start that is refused says.
-    fn refusal(&self) -> String {
-        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
-        let give_up = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if Instant::now() > give_up {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("it was not refused");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        assert_eq!(status.code(), Some(1));
-        let mut text = String::new();
-        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-        text
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.data.with_extension("log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    /// SIGTERM, and the end in good order.
-    fn stop(&mut self) {
-        let mut child = self.child.take().unwrap();
-        assert!(Process::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{}", self.log());
-    }
-
-    fn config(&self) -> ClientConfig {
-        let context = Context::load(self.data.join("context.toml")).unwrap();
-        ClientConfig::from_context(&context).unwrap()
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(self.config().request_timeout(PATIENCE)).unwrap()
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.data);
-            let _ = fs::remove_file(self.data.with_extension("log"));
-        }
-    }
-}
-
-fn get(http: SocketAddr, path: &str) -> String {
-    let mut answer = String::new();
-    if let Ok(mut stream) = TcpStream::connect(http) {
-        let _ = stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
-        let _ = stream.read_to_string(&mut answer);
-    }
-    answer
-}
-
-fn name(text: &str) -> StreamName {
-    StreamName::parse(text).unwrap()
-}
 
 fn create(text: &str) -> Command {
     Command::CreateStream { name: name(text), spec: StreamSpec::default(), create_parents: true }

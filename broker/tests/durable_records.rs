@@ -1,120 +1,19 @@
 //! Records of durable streams in a real broker process: what was acknowledged is there after every kill, where it was.
 
+mod broker_process;
+
+use broker_process::{Broker, PATIENCE, name};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::PathBuf;
-use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use felix_client::protocol::metadata::{Durability, StreamSpec};
-use felix_client::protocol::names::StreamName;
-use felix_client::{
-    Client, ClientConfig, Command, Context, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions,
-};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use felix_client::{Client, Command, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions};
 
 /// Kills of one run; `FELIX_KILLS=50` for the long one.
 fn kills() -> usize {
     std::env::var("FELIX_KILLS").map_or(6, |text| text.parse().expect("a number"))
-}
-
-struct Broker {
-    child: Option<Child>,
-    data: PathBuf,
-    listen: SocketAddr,
-    http: SocketAddr,
-    cores: u8,
-}
-
-impl Broker {
-    fn new(name: &str, cores: u8) -> Broker {
-        // Not a folder in memory: the broker refuses one.
-        let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-        let data = root.join(format!("durable-{}-{name}", std::process::id()));
-        let _ = fs::remove_dir_all(&data);
-        fs::create_dir_all(&data).unwrap();
-        let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Broker { child: None, data, listen, http, cores }
-    }
-
-    fn start(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
-        let cpus: Vec<&str> = (0..self.cores).map(|_| "0").collect();
-        let mut command = Process::new(env!("CARGO_BIN_EXE_felix-broker"));
-        command
-            .args(["dev", "--wait", "park", "--drain-ms", "300", "--cores", &self.cores.to_string()])
-            .args(["--cpus", &cpus.join(","), "--listen", &self.listen.to_string(), "--http", &self.http.to_string()])
-            .arg("--data")
-            .arg(&self.data)
-            .stdout(Stdio::null())
-            .stderr(log);
-        self.child = Some(command.spawn().unwrap());
-        let give_up = Instant::now() + PATIENCE;
-        while !get(self.http, "/readyz").starts_with("HTTP/1.0 200") {
-            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
-            assert!(ended.is_none() && Instant::now() < give_up, "it does not start: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.data.with_extension("log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn stop(&mut self) {
-        let mut child = self.child.take().unwrap();
-        assert!(Process::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{}", self.log());
-    }
-
-    fn connect(&self) -> Client {
-        let context = Context::load(self.data.join("context.toml")).unwrap();
-        Client::connect(ClientConfig::from_context(&context).unwrap().request_timeout(PATIENCE)).unwrap()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let text = get(self.http, "/metrics");
-        let lines = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.data);
-            let _ = fs::remove_file(self.data.with_extension("log"));
-        }
-    }
-}
-
-fn get(http: SocketAddr, path: &str) -> String {
-    let mut answer = String::new();
-    if let Ok(mut stream) = TcpStream::connect(http) {
-        let _ = stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes());
-        let _ = stream.read_to_string(&mut answer);
-    }
-    answer
-}
-
-fn name(text: &str) -> StreamName {
-    StreamName::parse(text).unwrap()
 }
 
 fn create(client: &Client, text: &str, spec: StreamSpec) {
