@@ -74,10 +74,15 @@ if [ "$wanted" = "  " ]; then
         >"$copy/whole.test" 2>&1 || { echo "mutants: the tests fail without a twin, see $copy/whole.test" >&2; exit 2; }
 fi
 
-mutant sync-skipped broker/src/io/disk/ring.rs "--test io_disk_trace --test durable_trace" <<'X'
-            Action::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+mutant sync-skipped broker/src/io/disk/blocking.rs "--test io_disk_trace --test durable_trace" <<'X'
+    match unsafe { libc::fdatasync(file.as_file().as_raw_fd()) } {
 =====
-            Action::Sync => opcode::Nop::new().build(),
+    match unsafe { file.as_file().as_raw_fd() * 0 } {
+X
+mutant memory-not-let-go shard/src/shard.rs "--test memory_is_let_go" <<'X'
+            return (self.log.held_bytes() > 0 || self.may_let_flushed_go(part)).then_some(now.wall);
+=====
+            return (self.log.held_bytes() > 0 && self.may_let_flushed_go(part)).then_some(now.wall);
 X
 mutant ack-before-durable shard/src/shard.rs "--test durable_shards --test durable_trace" <<'X'
 part.is_early() || to <= part.durable_to) {

@@ -1,11 +1,11 @@
 //! Measures a write and its data sync: by plain system calls, and through the disk port in the three ways to wait.
 //!
 //! `cargo run --release -p felix-broker --example disk_floor [folder] [rounds]`. The folder must lie on the disk in question.
-//! Core on CPU 0, the kernel's sync workers where `worker_cpus` puts them. Plain calls run on CPU 0 and, as a helper thread would, on
+//! Core on CPU 0, the disk's threads where `thread_places` puts them. Plain calls run on CPU 0 and, as a helper thread would, on
 //! CPU 1. CPU per operation counts the whole process: for a core that polls it is at least the time of the operation.
 
 use felix_broker::io::bind::{SocketBuffers, SocketGroup};
-use felix_broker::io::disk::{self, DiskPort, worker_cpus};
+use felix_broker::io::disk::{self, DiskPort, thread_places};
 use felix_broker::io::executor::{CoreSpec, spawn_core};
 use felix_broker::io::mesh::{Mesh, MeshLimits, MeshPort};
 use felix_broker::io::sys::allowed_cpus;
@@ -116,9 +116,9 @@ fn port(folder: &Path, mode: WaitMode, bytes: usize, rounds: usize) -> Measured 
     let mut group = SocketGroup::bind(any, 1, &folder.join("locks"), SocketBuffers::default()).unwrap();
     let socket = group.take_sockets().remove(0);
     let mesh = Mesh::ports(1, MeshLimits { capacity: 8, reserved: 1 }).remove(0);
-    let workers = worker_cpus(mode, 0, &[0], &allowed_cpus().unwrap());
+    let places = thread_places(mode, 0, &[0], &allowed_cpus().unwrap());
     let measured = spawn_core(core(0, mode), move |handle| async move {
-        let disk = seat.open(Some(&workers)).unwrap();
+        let disk = seat.open(places).unwrap();
         let mut waiter = handle.waiter(&socket).unwrap();
         waiter.attach_disk(&disk).unwrap();
         let mut it = Loop { socket, mesh, disk, waiter };

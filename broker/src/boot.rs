@@ -192,14 +192,14 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let spec =
             CoreSpec { index, cpu: cpus[index], wait: args.wait.into(), spin: Duration::from_micros(args.spin_us) };
         let block = metrics.core(index);
-        let workers = cpus[index].map(|own| disk::worker_cpus(args.wait.into(), own, &core_cpus, &allowed));
+        let places = cpus[index].map(|own| disk::thread_places(args.wait.into(), own, &core_cpus, &allowed));
         let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
         let mut store = Store::new(settings, maker, CoreId(index as u8), salt()?);
         store.set_after_crash(!was_clean);
         let join = spawn_core(spec, move |handle| async move {
             let mut core = Core::new(config);
             core.set_store(store);
-            let disk = seat.open(workers.as_deref())?;
+            let disk = seat.open(places.unwrap_or_default())?;
             CoreLoop::new(core, endpoint, socket, port, disk, Clock::new(started), block).run(handle).await
         })?;
         joins.push(join);
@@ -274,7 +274,7 @@ fn try_recovery(
     args: &DevArgs,
 ) -> Result<Result<RecoveryReport, RecoveryError>, BootError> {
     let began = Instant::now();
-    let mut port = seat.open(None)?;
+    let mut port = seat.open(disk::Places::default())?;
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
     let on_damage = if args.accept_wal_loss { OnDamage::AcceptLoss } else { OnDamage::Refuse };
     let mut told = Instant::now();

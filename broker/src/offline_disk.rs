@@ -11,7 +11,7 @@
 
 use felix_wal::disk::{
     BLOCK_BYTES, Disk, DiskDone, DiskError, DiskOk, DiskOp, DiskRequest, FileKey, FilePath, Listed, REPLACE_BYTES_MAX,
-    TEMPORARY_SUFFIX,
+    TEMPORARY_SUFFIX, Ticket,
 };
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -38,6 +38,8 @@ pub struct OfflineDisk {
     access: Access,
     files: HashMap<FileKey, File>,
     requests: VecDeque<DiskRequest>,
+    /// The last write that failed.
+    failed_write: Option<Ticket>,
 }
 
 /// What an error of the system means to a planner.
@@ -61,6 +63,7 @@ pub fn writes(op: &DiskOp) -> bool {
         | DiskOp::Extend { .. }
         | DiskOp::Write { .. }
         | DiskOp::Sync { .. }
+        | DiskOp::SyncAfter { .. }
         | DiskOp::Replace { .. }
         | DiskOp::Rename { .. }
         | DiskOp::Remove { .. } => true,
@@ -75,7 +78,13 @@ pub fn writes(op: &DiskOp) -> bool {
 impl OfflineDisk {
     /// A folder that exists. Nothing is opened yet.
     pub fn new(root: &Path, access: Access) -> OfflineDisk {
-        OfflineDisk { root: root.to_path_buf(), access, files: HashMap::new(), requests: VecDeque::new() }
+        OfflineDisk {
+            root: root.to_path_buf(),
+            access,
+            files: HashMap::new(),
+            requests: VecDeque::new(),
+            failed_write: None,
+        }
     }
 
     fn perform(&mut self, op: DiskOp) -> Result<DiskOk, DiskError> {
@@ -123,6 +132,12 @@ impl OfflineDisk {
                 return Ok(DiskOk::Written(bytes));
             }
             DiskOp::Sync { file } => self.file(file)?.sync_data()?,
+            DiskOp::SyncAfter { file, write } => {
+                if self.failed_write == Some(write) {
+                    return Err(os(libc::ECANCELED));
+                }
+                self.file(file)?.sync_data()?;
+            }
             DiskOp::Read { file, at, bytes } => return self.read(file, at, bytes).map(DiskOk::Bytes),
             DiskOp::Close { file } => drop(self.files.remove(&file).ok_or_else(|| os(libc::EBADF))?),
             DiskOp::Replace { path, bytes } => self.replace(&path, &bytes)?,
@@ -275,7 +290,12 @@ impl Disk for OfflineDisk {
 
     fn wait(&mut self) -> Option<DiskDone> {
         let DiskRequest { ticket, op, .. } = self.requests.pop_front()?;
-        Some(DiskDone { ticket, result: self.perform(op) })
+        let is_write = matches!(op, DiskOp::Write { .. });
+        let result = self.perform(op);
+        if is_write && result.is_err() {
+            self.failed_write = Some(ticket);
+        }
+        Some(DiskDone { ticket, result })
     }
 }
 

@@ -5,7 +5,7 @@
 mod suite;
 
 use felix_broker::io::bind::{SocketBuffers, SocketGroup};
-use felix_broker::io::disk::{self, DiskPort, worker_cpus};
+use felix_broker::io::disk::{self, DiskPort, Places, thread_places};
 use felix_broker::io::executor::{CoreSpec, spawn_core};
 use felix_broker::io::mesh::{Mesh, MeshLimits, MeshPort};
 use felix_broker::io::sys::allowed_cpus;
@@ -35,7 +35,7 @@ fn folder(name: &str) -> PathBuf {
 /// A port on this thread, which is no core.
 fn port(folder: &Path) -> DiskPort {
     let (_, mut seats) = disk::start(folder, 1).unwrap();
-    seats.pop().unwrap().open(None).unwrap()
+    seats.pop().unwrap().open(Places::default()).unwrap()
 }
 
 fn path(text: &str) -> FilePath {
@@ -66,7 +66,7 @@ fn the_real_disk_conforms() {
 fn the_helper_ends_with_the_last_port() {
     let folder = folder("helper_ends");
     let (helper, seats) = disk::start(&folder, 3).unwrap();
-    let mut ports: Vec<DiskPort> = seats.into_iter().map(|seat| seat.open(None).unwrap()).collect();
+    let mut ports: Vec<DiskPort> = seats.into_iter().map(|seat| seat.open(Places::default()).unwrap()).collect();
     for (number, disk) in ports.iter_mut().enumerate() {
         create(disk, &format!("core-{number}/f"), FileKey(1), 1);
     }
@@ -195,11 +195,11 @@ where
     let mesh = Mesh::ports(1, MeshLimits { capacity: 8, reserved: 1 }).remove(0);
     let allowed = allowed_cpus().unwrap();
     let cpu = pinned.then(|| allowed[0]);
-    let workers = cpu.map(|cpu| worker_cpus(wait, cpu, &[cpu], &allowed));
+    let places = cpu.map(|cpu| thread_places(wait, cpu, &[cpu], &allowed)).unwrap_or_default();
     let spec = CoreSpec { index: 0, cpu, wait, spin: Duration::from_micros(50) };
     let (ended, ending) = mpsc::channel();
     let core = spawn_core(spec, move |handle| async move {
-        let disk = seat.open(workers.as_deref()).unwrap();
+        let disk = seat.open(places).unwrap();
         let mut waiter = handle.waiter(&socket).unwrap();
         waiter.attach_disk(&disk).unwrap();
         let result = work(Loop { mesh, disk, waiter }).await;
@@ -313,36 +313,5 @@ fn a_core_may_end_with_its_bell_armed() {
             let until = Until { deadline: Some(soon), writable: false };
             it.waiter.wait_with_disk(&mut it.mesh, &mut it.disk, until).await;
         });
-    }
-}
-
-/// The kernel's threads that sync inherit the pinning of the thread that made the ring: a busy core starves them.
-#[test]
-fn sync_workers_run_on_other_cpus_than_the_core() {
-    let allowed = allowed_cpus().unwrap();
-    if allowed.len() < 2 {
-        eprintln!("skipped: one CPU");
-        return;
-    }
-    let found = on_a_core("workers", WaitMode::Busy, true, |mut it| async move {
-        let file = FileKey(1);
-        it.call(DiskOp::Create { path: path("f"), file, bytes: BLOCK, zeroed: true }).await.unwrap();
-        it.call(DiskOp::Sync { file }).await.unwrap();
-        let me = fs::read_link("/proc/thread-self").unwrap();
-        let name = format!("iou-wrk-{}", me.file_name().unwrap().to_str().unwrap());
-        let mut found = Vec::new();
-        for task in fs::read_dir("/proc/self/task").unwrap() {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap_or_default();
-            let value = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(|text| text.trim());
-            if value("Name:").is_some_and(|it| name.starts_with(it)) {
-                found.push(value("Cpus_allowed_list:").unwrap().to_string());
-            }
-        }
-        found
-    });
-    assert!(!found.is_empty(), "the sync ran on a worker");
-    for list in found {
-        let first: usize = list.split(['-', ',']).next().unwrap().parse().unwrap();
-        assert_ne!(first, allowed[0], "a worker may run on the core's CPU: {list}");
     }
 }

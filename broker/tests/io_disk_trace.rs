@@ -1,12 +1,12 @@
 //! What the kernel was really asked: a sync is an fdatasync of that very file after its write completed, a created name is
 //! durable, and the ring has no polling mode.
 //!
-//! Transfers are operations of an io_uring and make no system calls of their own, so strace shows the ring, the helper
-//! and the absence of all else; the kernel's own trace points show the fdatasync. A tool or right that is missing skips
+//! Writes and syncs are plain calls, which strace shows. Reads are operations of an io_uring and make no system calls of
+//! their own: strace shows the ring, and the absence of all else; the kernel's own trace points show the fdatasync. A tool or right that is missing skips
 //! its test with a message.
 
-use felix_broker::io::disk::{self, DiskPort};
-use felix_wal::disk::{BLOCK_BYTES, Disk, DiskOk, DiskOp, FileKey, FilePath};
+use felix_broker::io::disk::{self, DiskPort, Places};
+use felix_wal::disk::{BLOCK_BYTES, Disk, DiskOk, DiskOp, DiskRequest, FileKey, FilePath, Priority, Ticket};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -23,9 +23,9 @@ fn folder(name: &str) -> PathBuf {
     folder
 }
 
-fn port(folder: &Path, workers: Option<&[usize]>) -> DiskPort {
+fn port(folder: &Path) -> DiskPort {
     let (_, mut seats) = disk::start(folder, 1).unwrap();
-    seats.pop().unwrap().open(workers).unwrap()
+    seats.pop().unwrap().open(Places::default()).unwrap()
 }
 
 fn path(text: &str) -> FilePath {
@@ -40,11 +40,19 @@ fn call(disk: &mut DiskPort, op: DiskOp) -> DiskOk {
 #[test]
 fn traced_process() {
     let Some(folder) = std::env::var_os(TRACED) else { return };
-    let mut disk = port(Path::new(&folder), Some(&[0]));
+    let mut disk = port(Path::new(&folder));
     let file = FileKey(1);
     call(&mut disk, DiskOp::Create { path: path("new/file"), file, bytes: 2 * BLOCK_BYTES as u64, zeroed: true });
     call(&mut disk, DiskOp::Write { file, at: 0, bytes: vec![1; BLOCK_BYTES] });
     call(&mut disk, DiskOp::Sync { file });
+    let (commit, write) = (Priority::Commit, Ticket(1));
+    let op = DiskOp::Write { file, at: BLOCK_BYTES as u64, bytes: vec![2; BLOCK_BYTES] };
+    disk.submit(DiskRequest { ticket: write, priority: commit, op });
+    let op = DiskOp::SyncAfter { file, write };
+    disk.submit(DiskRequest { ticket: Ticket(2), priority: commit, op });
+    while let Some(done) = Disk::wait(&mut disk) {
+        done.result.unwrap();
+    }
     call(&mut disk, DiskOp::Replace { path: path("small"), bytes: vec![1] });
     call(&mut disk, DiskOp::Rename { from: path("new/file"), to: path("named/file") });
     call(&mut disk, DiskOp::Remove { path: path("named/file") });
@@ -88,7 +96,7 @@ fn in_order(calls: &[String], wanted: &[&str]) {
 }
 
 #[test]
-fn strace_shows_a_plain_ring_and_durable_names() {
+fn strace_shows_writes_and_syncs_a_plain_ring_and_durable_names() {
     let folder = folder("strace");
     let out = folder.join("trace");
     let data = folder.join("data");
@@ -121,7 +129,6 @@ fn strace_shows_a_plain_ring_and_durable_names() {
     assert_eq!(count("io_uring_setup("), 1, "{calls:#?}");
     assert!(!calls.iter().any(|call| call.contains("IORING_SETUP_")), "{calls:#?}");
     in_order(&calls, &["io_uring_setup(", "io_uring_register("]);
-    assert!(calls.iter().any(|call| call.contains("IORING_REGISTER_IOWQ_AFF")), "{calls:#?}");
     // Create: the folder and its entry, extents, zeros, the file, its entry.
     in_order(
         &calls,
@@ -142,9 +149,19 @@ fn strace_shows_a_plain_ring_and_durable_names() {
     );
     // Rename: both folders.
     in_order(&calls, &["mkdir(\"/named\"", "renameat2(", "fsync(</named>", "fsync(</new>", "unlink", "fsync(</named>"]);
-    // Transfers are the ring's alone.
-    assert_eq!(count("fdatasync(") + count("sync_file_range("), 0, "{calls:#?}");
-    assert_eq!(count("pwrite64("), 1, "the zeros: {calls:#?}");
+    // Write-behind, and a commit: written, then synced. Nothing else is written or synced.
+    in_order(
+        &calls,
+        &[
+            "fsync(</new/file>",
+            "pwrite64(</new/file>",
+            "fdatasync(</new/file>",
+            "pwrite64(</new/file>",
+            "fdatasync(</new/file>",
+        ],
+    );
+    assert_eq!(count("fdatasync(") + count("sync_file_range("), 2, "{calls:#?}");
+    assert_eq!(count("pwrite64("), 3, "the zeros, too: {calls:#?}");
 }
 
 /// A trace buffer of our own in the kernel, removed at the end.
@@ -182,7 +199,7 @@ impl Drop for Instance {
 #[test]
 fn the_kernel_traces_an_fdatasync_of_that_file_between_write_and_completion() {
     let folder = folder("kernel");
-    let mut disk = port(&folder, None);
+    let mut disk = port(&folder);
     let file = FileKey(1);
     call(&mut disk, DiskOp::Create { path: path("f"), file, bytes: 8 * BLOCK_BYTES as u64, zeroed: true });
     let inode = fs::metadata(folder.join("f")).unwrap().ino();

@@ -206,7 +206,7 @@ impl Shards {
         match opening.stage {
             Stage::Ready { log, .. } if opening.is_removed => store.leave_unopened(id, opening.slot, Some(log)),
             Stage::Ready { log, checkpoint, dedup } => {
-                let mut part = DiskPart::new(*log, &opening.config, checkpoint);
+                let mut part = DiskPart::new(*log, &opening.config, checkpoint, store.settings.tail_bytes);
                 part.wal_failed = store.wal.poison().is_some();
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);

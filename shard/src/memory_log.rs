@@ -108,6 +108,11 @@ impl MemoryLog {
         count
     }
 
+    /// `evict_below` would let go of one.
+    pub fn may_evict_below(&self, floor: Offset, keep_bytes: usize) -> bool {
+        self.bytes > keep_bytes && self.batches.front().is_some_and(|oldest| oldest.range().to <= floor)
+    }
+
     fn let_go(&mut self, batch: SharedBatch, pool: &mut BatchPool) {
         if let Err(batch) = pool.recycle(batch) {
             self.held_bytes += batch.bytes().len();

@@ -144,6 +144,11 @@ impl Shard {
         self.part.as_ref().is_some_and(|part| part.failed().is_some())
     }
 
+    /// Bytes of batches in memory, whether segments have them or not.
+    pub fn memory_bytes(&self) -> usize {
+        self.log.bytes() + self.log.held_bytes()
+    }
+
     /// Bytes let go that other cores still hold.
     pub fn held_bytes(&self) -> usize {
         self.log.held_bytes()
@@ -402,7 +407,7 @@ impl Shard {
     pub fn retain(&mut self, now: Now, pool: &mut BatchPool) {
         if self.part.is_some() {
             // Age and size are the segments' business; memory goes when they have it.
-            return self.log.reclaim(pool, 4);
+            return self.let_flushed_go(pool);
         }
         let older_than = self.config.retention_age_ns.map(|age| now.wall.saturating_sub_ns(age));
         let evicted = self.log.retain(self.config.retention_bytes, older_than, pool);
@@ -411,19 +416,27 @@ impl Shard {
         self.log.reclaim(pool, 4 + evicted);
     }
 
-    /// Lets go of batches that are in segments and were sent to every core, but for the newest `tail_bytes`.
-    pub(crate) fn let_flushed_go(&mut self, tail_bytes: usize, pool: &mut BatchPool) {
+    /// Lets go of batches that are in segments and were sent to every core, but for the newest bytes, which readers near
+    /// the end want; `EVICT_BATCHES_MAX` at a time, the rest at the next ticks.
+    pub(crate) fn let_flushed_go(&mut self, pool: &mut BatchPool) {
         let Some(part) = &self.part else { return };
-        let floor = self.attached.iter().map(|it| it.sent).fold(part.log.flushed_to(), Offset::min);
-        let evicted = self.log.evict_below(floor, tail_bytes, pool);
+        let evicted = self.log.evict_below(self.sent_and_flushed(part), part.tail_bytes, pool);
         self.log.reclaim(pool, 4 + evicted);
+    }
+
+    fn sent_and_flushed(&self, part: &DiskPart) -> Offset {
+        self.attached.iter().map(|it| it.sent).fold(part.log.flushed_to(), Offset::min)
+    }
+
+    fn may_let_flushed_go(&self, part: &DiskPart) -> bool {
+        self.log.may_evict_below(self.sent_and_flushed(part), part.tail_bytes)
     }
 
     /// When time alone may change it: its oldest batch ages, or, at the next look, it lets go of more or gets memory
     /// back. None: it is idle.
     pub fn tick_due(&self, now: Now) -> Option<Timestamp> {
-        if self.part.is_some() {
-            return (self.log.held_bytes() > 0).then_some(now.wall);
+        if let Some(part) = &self.part {
+            return (self.log.held_bytes() > 0 || self.may_let_flushed_go(part)).then_some(now.wall);
         }
         if self.log.held_bytes() > 0 || self.log.is_over(self.config.retention_bytes) {
             return Some(now.wall);

@@ -7,102 +7,14 @@
 //!
 //! **See**: `durable_shards.rs` for starts without damage.
 
-use felix_protocol::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
-use felix_protocol::ids::*;
-use felix_protocol::metadata::Durability;
-use felix_protocol::position::{Epoch, Lineage};
-use felix_protocol::time::{Now, Time, Timestamp};
-use felix_shard::batch_pool::CheckedBatch;
-use felix_shard::effect::{Effect, Effects};
-use felix_shard::event::{ChannelKey, ConnKey, Event, ShardConfig};
-use felix_shard::limits::Limits;
+mod one_core;
+
+use felix_protocol::time::Timestamp;
 use felix_shard::recovery::{self, LOST_OFFSETS, OnDamage, RecoveryError, RecoveryReport};
-use felix_shard::store::{Store, StoreSettings};
-use felix_shard::table::Shards;
-use felix_wal::disk::{Disk, FilePath};
-use felix_wal::format::header::{Identity, Region};
-use felix_wal::log::Maker;
+use felix_shard::store::StoreSettings;
+use felix_wal::disk::FilePath;
 use felix_wal::mem_disk::MemDisk;
-
-const ME: CoreId = CoreId(0);
-const SHARDS: u64 = 2;
-
-fn maker(session: u64) -> Maker {
-    let identity = Identity { cluster: ClusterId(1), node: NodeId(2), region: Region::new("eu").unwrap() };
-    Maker { identity, session: NodeSession(session) }
-}
-
-fn config(shard: u64, session: u64) -> ShardConfig {
-    ShardConfig {
-        shard: ShardId(shard),
-        stream: StreamId(shard),
-        index: ShardIndex(0),
-        lineage: Lineage(1),
-        epoch: Epoch(session),
-        durability: Durability::Group,
-        sync_interval_ms: 0,
-        sealed_for: None,
-        compact: false,
-        tombstone_grace_ns: 0,
-        retention_bytes: 1 << 30,
-        retention_age_ns: None,
-    }
-}
-
-/// One start of one core.
-struct Life {
-    shards: Shards,
-    effects: Effects,
-    now: Now,
-}
-
-impl Life {
-    fn start(disk: &mut MemDisk, session: u64) -> Life {
-        let now = Now { time: Time(1), wall: Timestamp(session * 1_000_000_000_000) };
-        let mut life = Life { shards: Shards::new(Limits::default()), effects: Effects::default(), now };
-        life.shards.set_store(Store::new(StoreSettings::small(), maker(session), ME, u128::from(session)));
-        for shard in 1..=SHARDS {
-            life.shards.handle(life.now, Event::ShardPut(config(shard, session)), &mut life.effects);
-        }
-        while life.shards.store().unwrap().opening_count() > 0 {
-            life.turn(disk);
-        }
-        life
-    }
-
-    fn turn(&mut self, disk: &mut MemDisk) {
-        self.now.time.0 += 50_000;
-        let mut requests = Vec::new();
-        self.shards.plan_disk(self.now, &mut self.effects, &mut requests);
-        requests.into_iter().for_each(|request| disk.submit(request));
-        if let Some(done) = disk.wait() {
-            self.shards.on_disk_done(self.now, done, &mut self.effects);
-        }
-    }
-
-    /// Publishes one record and returns the offset that was acknowledged.
-    fn publish(&mut self, disk: &mut MemDisk, shard: u64, value: &str) -> u64 {
-        let mut builder = BatchBuilder::new();
-        builder.push(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
-        let mut body = Vec::new();
-        builder.finish(ProducerStamp::default(), &mut body);
-        let batch = CheckedBatch::check(&mut self.shards.pool, &body, 1 << 20, None).unwrap();
-        let channel = ChannelKey { core: ME, conn: ConnKey(1), stream: 4 };
-        let event = Event::Published { shard: ShardId(shard), channel, batch };
-        self.shards.handle(self.now, event, &mut self.effects);
-        for _ in 0..1_000 {
-            for effect in self.effects.drain() {
-                match effect {
-                    Effect::Ack { ack, .. } => return ack.base_offset.0,
-                    Effect::Refuse { code, .. } => panic!("refused: {code}"),
-                    _ => {}
-                }
-            }
-            self.turn(disk);
-        }
-        panic!("no ack");
-    }
-}
+use one_core::{Life, SHARDS, maker};
 
 fn recover(disk: &mut MemDisk, session: u64, on_damage: OnDamage) -> Result<RecoveryReport, RecoveryError> {
     let now = Timestamp(session * 1_000_000_000_000);

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! **Invariants**: requests on one file may complete in any order; a planner that needs an order waits for the completion.
-//! A `Sync` covers the writes that completed before it was submitted, and no other. Every request gets exactly one completion.
+//! A `Sync` covers the writes that completed before it was submitted, and no other (`SyncAfter`: and its write). Every request gets exactly one completion.
 //! Positions and sizes of `Write` and `Read` are multiples of `BLOCK_BYTES`.
 //!
 //! **Never**: a retry of a failed write or sync inside an executor.
@@ -121,6 +121,15 @@ pub enum DiskOp {
         /// Which.
         file: FileKey,
     },
+    /// A `Sync` that begins when one write has completed, and covers it as well: what a group commit does, without a turn of
+    /// the loop in between. It is the request right behind that write, and completes after it. If the write fails, so does
+    /// this, and nothing was synced.
+    SyncAfter {
+        /// Which.
+        file: FileKey,
+        /// The write, of the same file; both are `Priority::Commit`.
+        write: Ticket,
+    },
     /// Reads whole blocks; shorter only at the end of the file (empty beyond it).
     Read {
         /// Which.
@@ -194,7 +203,7 @@ pub struct Listed {
 /// What a request gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskOk {
-    /// Create, Extend, Sync, Close, Replace, Rename, Remove.
+    /// Create, Extend, Sync, SyncAfter, Close, Replace, Rename, Remove.
     Done,
     /// Open: the size of the file.
     Opened {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::disk::{
     BLOCK_BYTES, Disk, DiskDone, DiskError, DiskOk, DiskOp, DiskRequest, FileKey, FilePath, Listed, REPLACE_BYTES_MAX,
+    Ticket,
 };
 use crate::mem_file::MemFile;
 
@@ -96,7 +97,7 @@ impl OpKind {
             DiskOp::Open { .. } => OpKind::Open,
             DiskOp::Extend { .. } => OpKind::Extend,
             DiskOp::Write { .. } => OpKind::Write,
-            DiskOp::Sync { .. } => OpKind::Sync,
+            DiskOp::Sync { .. } | DiskOp::SyncAfter { .. } => OpKind::Sync,
             DiskOp::Read { .. } => OpKind::Read,
             DiskOp::Close { .. } => OpKind::Close,
             DiskOp::Replace { .. } => OpKind::Replace,
@@ -140,8 +141,20 @@ struct UnderWay {
     request: DiskRequest,
     /// For a sync: writes up to this number had completed when it was submitted.
     covers: u64,
+    /// For a `SyncAfter`: what became of its write.
+    after: After,
     /// Completions of others that go before.
     delay: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// No write, or it is still under way.
+    Nothing,
+    /// It was the write of this number.
+    Write(u64),
+    /// It failed.
+    Failed(DiskError),
 }
 
 /// A disk in memory.
@@ -199,6 +212,11 @@ impl MemDisk {
     /// Operations of a kind carried out so far.
     pub fn count(&self, kind: OpKind) -> u64 {
         self.counts.get(&kind).copied().unwrap_or(0)
+    }
+
+    /// Whether a request is under way.
+    pub fn is_under_way(&self, ticket: Ticket) -> bool {
+        self.under_way.iter().any(|other| other.request.ticket == ticket)
     }
 
     /// Requests under way.
@@ -475,17 +493,31 @@ impl MemDisk {
         Ok(DiskOk::Written(bytes))
     }
 
-    fn sync(&mut self, file: FileKey, covers: u64, fault: Option<Fault>) -> Result<DiskOk, DiskError> {
+    /// Not while the write of a `SyncAfter` is under way.
+    fn may_run(&self, at: usize) -> bool {
+        match self.under_way[at].request.op {
+            DiskOp::SyncAfter { write, .. } => !self.is_under_way(write),
+            _ => true,
+        }
+    }
+
+    fn sync(
+        &mut self,
+        file: FileKey,
+        covers: u64,
+        own: Option<u64>,
+        fault: Option<Fault>,
+    ) -> Result<DiskOk, DiskError> {
         match fault {
             Some(Fault::Error(error)) => {
                 let mut chance = self.chance.clone();
-                self.opened(file).sync_failed(covers, &mut chance);
+                self.opened(file).sync_failed(covers, own, &mut chance);
                 self.chance = chance;
                 Err(error)
             }
             Some(Fault::Lost) => Ok(DiskOk::Done),
             _ => {
-                self.opened(file).sync(covers);
+                self.opened(file).sync(covers, own);
                 Ok(DiskOk::Done)
             }
         }
@@ -503,13 +535,20 @@ impl MemDisk {
     }
 
     fn execute(&mut self, item: UnderWay) -> DiskDone {
-        let UnderWay { request: DiskRequest { ticket, op, .. }, covers, .. } = item;
+        let UnderWay { request: DiskRequest { ticket, op, .. }, covers, after, .. } = item;
+        if let After::Failed(error) = after {
+            return DiskDone { ticket, result: Err(error) };
+        }
+        let own = match after {
+            After::Write(number) => Some(number),
+            After::Nothing | After::Failed(_) => None,
+        };
         let kind = OpKind::of(&op);
         *self.counts.entry(kind).or_default() += 1;
         let fault = self.fault_of(kind);
         let result = match (op, fault) {
             (DiskOp::Write { file, at, bytes }, fault) => self.write(file, at, bytes, fault),
-            (DiskOp::Sync { file }, fault) => self.sync(file, covers, fault),
+            (DiskOp::Sync { file } | DiskOp::SyncAfter { file, .. }, fault) => self.sync(file, covers, own, fault),
             (_, Some(Fault::Error(error))) => Err(error),
             (DiskOp::Read { file, at, bytes }, fault) => self.read(file, at, bytes, fault),
             (DiskOp::Create { path, file, bytes, zeroed }, _) => self.create(&path, file, bytes, zeroed),
@@ -555,6 +594,7 @@ fn needs(op: &DiskOp) -> Option<FileKey> {
         DiskOp::Extend { file, .. }
         | DiskOp::Write { file, .. }
         | DiskOp::Sync { file }
+        | DiskOp::SyncAfter { file, .. }
         | DiskOp::Read { file, .. }
         | DiskOp::Close { file } => Some(*file),
         _ => None,
@@ -598,8 +638,7 @@ fn check_request(op: &DiskOp) {
 impl Disk for MemDisk {
     fn submit(&mut self, request: DiskRequest) {
         check_request(&request.op);
-        let twice = self.under_way.iter().any(|other| other.request.ticket == request.ticket);
-        assert!(!twice, "{:?} is under way already", request.ticket);
+        assert!(!self.is_under_way(request.ticket), "{:?} is under way already", request.ticket);
         if let Some(file) = needs(&request.op) {
             assert!(self.open.contains_key(&file), "{file:?} is not open");
             let closing = |op: &DiskOp| matches!(op, DiskOp::Close { .. });
@@ -607,6 +646,10 @@ impl Disk for MemDisk {
             let conflict =
                 self.under_way.iter().filter(busy).any(|other| closing(&request.op) || closing(&other.request.op));
             assert!(!conflict, "{file:?} is closed with requests under way");
+        }
+        if let DiskOp::SyncAfter { file, write } = request.op {
+            let last = self.under_way.back().map(|other| (other.request.ticket, needs(&other.request.op)));
+            assert_eq!(last, Some((write, Some(file))), "a SyncAfter is the request right behind its write");
         }
         self.note(&request.ticket.0.to_le_bytes());
         match &request.op {
@@ -620,7 +663,7 @@ impl Disk for MemDisk {
         }
         let slow = self.options.reorder && self.chance.one_in_thousand(self.options.slow_per_mille);
         let delay = if slow { 2 + self.chance.below(16) } else { 0 };
-        self.under_way.push_back(UnderWay { request, covers: self.written, delay });
+        self.under_way.push_back(UnderWay { request, covers: self.written, after: After::Nothing, delay });
     }
 
     fn wait(&mut self) -> Option<DiskDone> {
@@ -629,9 +672,10 @@ impl Disk for MemDisk {
         }
         let mut at = 0;
         if self.options.reorder {
-            let ready: Vec<usize> = (0..self.under_way.len()).filter(|&at| self.under_way[at].delay == 0).collect();
+            let may: Vec<usize> = (0..self.under_way.len()).filter(|&at| self.may_run(at)).collect();
+            let ready: Vec<usize> = may.iter().copied().filter(|&at| self.under_way[at].delay == 0).collect();
             at = match ready.len() {
-                0 => self.chance.below(self.under_way.len() as u64) as usize,
+                0 => may[self.chance.below(may.len() as u64) as usize],
                 count => ready[self.chance.below(count as u64) as usize],
             };
         }
@@ -639,7 +683,15 @@ impl Disk for MemDisk {
         for other in &mut self.under_way {
             other.delay = other.delay.saturating_sub(1);
         }
+        let is_write = matches!(item.request.op, DiskOp::Write { .. });
         let done = self.execute(item);
+        if is_write {
+            let after = done.result.as_ref().map_or_else(|error| After::Failed(*error), |_| After::Write(self.written));
+            let waits = |other: &&mut UnderWay| matches!(other.request.op, DiskOp::SyncAfter { write, .. } if write == done.ticket);
+            if let Some(sync) = self.under_way.iter_mut().find(waits) {
+                sync.after = after;
+            }
+        }
         self.note(&done.ticket.0.to_le_bytes());
         self.note(&[u8::from(done.result.is_ok())]);
         Some(done)

@@ -31,6 +31,11 @@ pub(crate) struct MemFile {
     pub(crate) unreadable: BTreeSet<u64>,
 }
 
+/// How many versions of a block are older than, or the same as, the newest that a sync covers.
+fn covered(versions: &[(u64, Block)], covers: u64, own: Option<u64>) -> usize {
+    versions.iter().rposition(|(number, _)| *number <= covers || Some(*number) == own).map_or(0, |at| at + 1)
+}
+
 fn zeros() -> Block {
     Arc::new([0; BLOCK_BYTES])
 }
@@ -106,10 +111,10 @@ impl MemFile {
         self.unsynced_bytes.push((number, bytes));
     }
 
-    /// Writes up to number `covers` become durable.
-    pub(crate) fn sync(&mut self, covers: u64) {
+    /// Writes up to number `covers` become durable, and that of number `own`.
+    pub(crate) fn sync(&mut self, covers: u64, own: Option<u64>) {
         for (block, versions) in &mut self.unsynced {
-            let count = versions.iter().take_while(|(number, _)| *number <= covers).count();
+            let count = covered(versions, covers, own);
             if let Some((_, content)) = versions.drain(..count).next_back() {
                 self.durable.insert(*block, content);
             }
@@ -122,9 +127,9 @@ impl MemFile {
     }
 
     /// A failed sync: what it covered is durable by chance, and nobody will try again.
-    pub(crate) fn sync_failed(&mut self, covers: u64, chance: &mut Chance) {
+    pub(crate) fn sync_failed(&mut self, covers: u64, own: Option<u64>, chance: &mut Chance) {
         for (block, versions) in &mut self.unsynced {
-            let count = versions.iter().take_while(|(number, _)| *number <= covers).count();
+            let count = covered(versions, covers, own);
             if let Some((_, content)) = versions.drain(..count).next_back()
                 && chance.coin()
             {

@@ -248,7 +248,7 @@ impl Script {
             DiskOp::Open { .. } => StepKind::Open,
             DiskOp::Extend { .. } => StepKind::Extend,
             DiskOp::Write { .. } => StepKind::Write,
-            DiskOp::Sync { .. } => StepKind::Sync,
+            DiskOp::Sync { .. } | DiskOp::SyncAfter { .. } => StepKind::Sync,
             DiskOp::Close { .. } => StepKind::Close,
             DiskOp::Replace { .. } => StepKind::Replace,
             DiskOp::Rename { .. } => StepKind::Rename,

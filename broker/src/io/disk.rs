@@ -1,10 +1,11 @@
 //! **What**: the disk of one core: takes requests of `felix_wal::disk`, gives completions.
 //!
 //! ```text
-//!            +- Write, Read, Sync -> by class: commit, background, history -> ring.rs (io_uring of this core's own)
+//!            +- Write, Sync -> lane.rs -> blocking.rs (a thread for commits, one for write-behind)
+//!            +- Read, by class ---------> ring.rs (io_uring of this core's own)
 //!   submit --+
 //!            +- all others --------> commit first -------------------------> helper.rs (one thread per broker)
-//!   poll  <--- completions of both;     a parked core is woken by the bell, which both ring
+//!   poll  <--- completions of all;      a parked core is woken by the bell, which all ring
 //! ```
 //!
 //! **Invariants**:
@@ -12,20 +13,23 @@
 //!   leave the device to commits;
 //! - a completion is there for `poll` as soon as the kernel has written it: the loop reads memory, and needs no executor,
 //!   no preemption and no system call for it;
-//! - no wake-up is missed: the kernel posts a completion and then rings; the helper sends an answer and rings if
+//! - no wake-up is missed: the kernel posts a completion and then rings; a thread sends an answer and rings if
 //!   `prepare_sleep` came before (doorbell.rs). A parked core has a read of the bell in the kernel *before* it looks a
 //!   last time (`prepare_sleep`): what came before that look is seen by it, and what comes later rings, which ends the
 //!   read. A read that ended for something already polled costs one turn.
 //!
-//! **Never**: a blocking call on the core's thread, but for the drop of a port with transfers under way; a retry of a
+//! **Never**: a blocking call on the core's thread, but for the drop of a port with requests under way; a retry of a
 //! failed write or sync; a wrong request taken (a position off the block, a file that is not open: asserted, they are ours).
 //!
 //! **See**: `wait.rs` for how a loop waits on this; broker/DESIGN.md for what was measured.
 
 mod bell;
+mod blocking;
 mod folder;
 mod helper;
+mod lane;
 mod open;
+mod places;
 mod probe;
 mod ring;
 mod staging;
@@ -35,10 +39,15 @@ pub use probe::{FolderProblem, FolderStep, is_in_memory, try_folder};
 
 use super::wait::WaitMode;
 use bell::Bell;
-use felix_wal::disk::{BLOCK_BYTES, Disk, DiskDone, DiskOk, DiskOp, DiskRequest, FileKey, Priority, REPLACE_BYTES_MAX};
+use blocking::{Blocking, Job};
+use felix_wal::disk::{
+    BLOCK_BYTES, Disk, DiskDone, DiskOk, DiskOp, DiskRequest, FileKey, Priority, REPLACE_BYTES_MAX, Ticket,
+};
 use helper::{Answer, HelperMessage, JOBS_UNDER_WAY, Line};
+use lane::Lane;
 use open::OpenFile;
-use ring::{Action, RING_ENTRIES, Ring, Transfer};
+pub use places::Places;
+use ring::{RING_ENTRIES, Ring, Transfer};
 use staging::STAGING_BYTES_MAX;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -56,15 +65,18 @@ pub const REQUESTS_MAX: usize = 16_384;
 /// Largest write or read.
 pub const TRANSFER_BYTES_MAX: usize = 64 << 20;
 
-/// How much of a class may be under way in the ring.
+/// Piece of write-behind: a commit finds at most so much before it at the device.
+const BEHIND_PIECE_BYTES: usize = 128 << 10;
+
+/// How many reads of a class may be under way in the ring.
 struct Class {
     requests: usize,
     piece_bytes: usize,
 }
 
-/// Commits: as many as come, in large pieces. A core's WAL has one or two at a time.
+/// Reads that somebody waits for: as many as come, in large pieces.
 const COMMIT: Class = Class { requests: 32, piece_bytes: STAGING_BYTES_MAX };
-/// Write-behind: 4 x 128 KiB reached 1 GB/s on the reference disk; a commit finds at most so much before it at the device.
+/// Reads of compaction and retention.
 const BACKGROUND: Class = Class { requests: 4, piece_bytes: 128 << 10 };
 /// History: read-ahead of readers that are behind.
 const HISTORY: Class = Class { requests: 2, piece_bytes: 128 << 10 };
@@ -90,7 +102,7 @@ pub struct DiskCounters {
     pub completed: u64,
     /// Completions that were errors.
     pub failed: u64,
-    /// Operations of transfers: one per piece.
+    /// Operations of transfers: writes, syncs, and reads by the piece.
     pub operations: u64,
     /// Bytes of writes that succeeded.
     pub written_bytes: u64,
@@ -122,12 +134,14 @@ pub fn start(root: &Path, cores: usize) -> io::Result<(DiskHelper, Vec<DiskSeat>
 }
 
 impl DiskSeat {
-    /// Opens the port, on the thread that will use it. `workers`: the CPUs for the kernel's threads that sync, from
-    /// [`worker_cpus`]; `None` if the core is not pinned.
-    pub fn open(self, workers: Option<&[usize]>) -> io::Result<DiskPort> {
+    /// Opens the port, on the thread that will use it. `places`: where its threads run, from [`thread_places`]; the default
+    /// if the core is not pinned.
+    pub fn open(self, places: Places) -> io::Result<DiskPort> {
         let bell = Arc::new(Bell::new()?);
         Ok(DiskPort {
-            ring: Ring::new(&bell, workers)?,
+            ring: Ring::new(&bell)?,
+            commits: Lane::new(Blocking::start("disk-commit", STAGING_BYTES_MAX, places.clone())?),
+            behind: Lane::new(Blocking::start("disk-behind", BEHIND_PIECE_BYTES, places)?),
             waker: Waker::from(bell.clone()),
             bell,
             line: self.line,
@@ -143,16 +157,17 @@ impl DiskSeat {
     }
 }
 
-/// The CPUs for the worker threads of the core on `own`; without this they inherit its pinning. A core that polls shares
-/// its CPU with nobody: a worker there waits until the core parks, so it gets the CPUs without a core if there are any, else
-/// all but the core's. A core that parks has an idle CPU to offer: the workers may run on all.
-pub fn worker_cpus(wait: WaitMode, own: usize, cores: &[usize], allowed: &[usize]) -> Vec<usize> {
+/// Where the disk threads of the core on CPU `own` begin. A core that polls shares its CPU with nobody: they get the CPUs
+/// without a core if there are any, else all but the core's. A core that parks has an idle CPU to offer: they may run on all.
+/// Where those are crowded, a core that gives way now and then is the better neighbour; one in `busy` never does.
+pub fn thread_places(wait: WaitMode, own: usize, cores: &[usize], allowed: &[usize]) -> Places {
     let without = |taken: &[usize]| allowed.iter().copied().filter(|cpu| !taken.contains(cpu)).collect::<Vec<_>>();
     let choices = match wait {
         WaitMode::Park => Vec::new(),
         WaitMode::Busy | WaitMode::Hybrid => vec![without(cores), without(&[own])],
     };
-    choices.into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_else(|| allowed.to_vec())
+    let first = choices.into_iter().find(|cpus| !cpus.is_empty()).unwrap_or_else(|| allowed.to_vec());
+    Places { first, own: (wait != WaitMode::Busy).then_some(own) }
 }
 
 struct Entry {
@@ -176,6 +191,8 @@ pub struct DiskPort {
     /// Rings the bell: for the helper.
     waker: Waker,
     ring: Ring,
+    commits: Lane,
+    behind: Lane,
     line: Line,
     files: HashMap<FileKey, Entry>,
     transfers: [VecDeque<Transfer>; 3],
@@ -198,28 +215,49 @@ impl DiskPort {
         self.in_flight += 1;
         self.counters.submitted += 1;
         let DiskRequest { ticket, priority, op } = request;
-        let (key, at, buffer, action) = match op {
+        let (key, at, wanted) = match op {
             DiskOp::Write { file, at, bytes } => {
                 check_extent(at, bytes.len());
                 assert!(!bytes.is_empty(), "a write of nothing at {at}");
-                (file, at, bytes, Action::Write)
+                return self.queue_transfer(priority, file, Some((ticket, at, bytes)), None);
             }
             DiskOp::Read { file, at, bytes } => {
                 check_extent(at, bytes);
                 assert!(bytes > 0, "a read of nothing at {at}");
-                (file, at, Vec::with_capacity(bytes), Action::Read { wanted: bytes })
+                (file, at, bytes)
             }
-            DiskOp::Sync { file } => (file, 0, Vec::new(), Action::Sync),
+            DiskOp::Sync { file } => return self.queue_transfer(priority, file, None, Some(ticket)),
+            DiskOp::SyncAfter { file, write } => {
+                return self.commits.push_sync_after(file, write, ticket);
+            }
             op => return self.queue_job(DiskRequest { ticket, priority, op }),
         };
         let file = self.use_file(key);
         let class = class_of(priority);
         let piece_bytes = CLASSES[class].piece_bytes;
-        self.transfers[class].push_back(Transfer { ticket, priority, key, file, action, at, buffer, piece_bytes });
+        let buffer = Vec::with_capacity(wanted);
+        self.transfers[class].push_back(Transfer { ticket, priority, key, file, at, buffer, wanted, piece_bytes });
     }
 
-    /// Starts what may start. Once per turn, after all its requests: one system call for all of them.
+    fn queue_transfer(
+        &mut self,
+        priority: Priority,
+        key: FileKey,
+        write: Option<(Ticket, u64, Vec<u8>)>,
+        sync: Option<Ticket>,
+    ) {
+        let job = Job { key, file: self.use_file(key), write, sync };
+        match priority {
+            Priority::Commit => self.commits.push(job),
+            Priority::Background | Priority::History => self.behind.push(job),
+        }
+    }
+
+    /// Starts what may start. Once per turn, after all its requests: one system call for all reads, and one to wake a
+    /// thread that sleeps.
     pub fn flush(&mut self) {
+        self.commits.flush();
+        self.behind.flush();
         for (class, limits) in CLASSES.iter().enumerate() {
             while self.transfers_under_way[class] < limits.requests
                 && let Some(transfer) = self.transfers[class].pop_front()
@@ -250,17 +288,28 @@ impl DiskPort {
     }
 
     fn next_done(&mut self) -> Option<DiskDone> {
-        let done = match self.ring.reap() {
-            Some(ended) => {
-                self.transfers_under_way[class_of(ended.priority)] -= 1;
-                self.release(ended.key);
-                match &ended.done.result {
+        let lane = self.commits.poll().or_else(|| self.behind.poll());
+        let transferred = lane.map(|(done, file)| {
+            if let Some(file) = file {
+                self.release(file);
+            }
+            done
+        });
+        let transferred = transferred.or_else(|| {
+            let ended = self.ring.reap()?;
+            self.transfers_under_way[class_of(ended.priority)] -= 1;
+            self.release(ended.key);
+            Some(ended.done)
+        });
+        let done = match transferred {
+            Some(done) => {
+                match &done.result {
                     Ok(DiskOk::Written(bytes)) => self.counters.written_bytes += bytes.len() as u64,
                     Ok(DiskOk::Bytes(bytes)) => self.counters.read_bytes += bytes.len() as u64,
                     Ok(_) => self.counters.syncs += 1,
                     Err(_) => {}
                 }
-                ended.done
+                done
             }
             None => self.next_answer()?,
         };
@@ -295,7 +344,7 @@ impl DiskPort {
 
     /// Whether a write, read or sync that somebody waits for has not completed.
     pub fn has_commits(&self) -> bool {
-        self.transfers_under_way[0] > 0 || !self.transfers[0].is_empty()
+        self.commits.is_busy() || self.transfers_under_way[0] > 0 || !self.transfers[0].is_empty()
     }
 
     /// Requests that `submit` still takes.
@@ -305,7 +354,8 @@ impl DiskPort {
 
     /// Counters since the port was made.
     pub fn counters(&self) -> DiskCounters {
-        DiskCounters { operations: self.ring.operations(), ..self.counters }
+        let operations = self.commits.operations() + self.behind.operations() + self.ring.operations();
+        DiskCounters { operations, ..self.counters }
     }
 
     /// Another descriptor of the bell, for the read of a parked core.
@@ -320,6 +370,9 @@ impl DiskPort {
         if self.ring.has_something() {
             return false;
         }
+        if !self.commits.prepare_sleep(&self.waker) || !self.behind.prepare_sleep(&self.waker) {
+            return false;
+        }
         if self.jobs_under_way == 0 {
             return true;
         }
@@ -329,6 +382,8 @@ impl DiskPort {
 
     /// Ends sleep, however it ended.
     pub(super) fn awake(&mut self) {
+        self.commits.awake();
+        self.behind.awake();
         self.line.port().awake();
     }
 

@@ -7,6 +7,7 @@
 //!
 //! **See**: `wait.rs` for how the future waits, `core_loop.rs` for what it does.
 
+use super::sys::ask_for_short_slices;
 use super::udp::UdpSocket;
 use super::wait::{Parking, WaitMode, Waiter};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
@@ -118,6 +119,8 @@ where
         .io_memory(IO_MEMORY_BYTES)
         .preempt_timer(PREEMPT)
         .spawn(move || async move {
+            // A core that parks, and the disk threads that it starts, wake beside whoever polls on their CPU.
+            ask_for_short_slices();
             let _ = started.send(());
             let parkings = Rc::new(RefCell::new(Parkings::new()));
             let result = start(CoreHandle { spec, parkings: parkings.clone() }).await;

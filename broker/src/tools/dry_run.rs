@@ -153,9 +153,11 @@ impl DryRunDisk {
                 self.names.insert(path, Meaning::Gone);
                 Ok(DiskOk::Done)
             }
-            DiskOp::Create { .. } | DiskOp::Extend { .. } | DiskOp::Write { .. } | DiskOp::Sync { .. } => {
-                Err(DiskError::Io { errno: libc::EROFS })
-            }
+            DiskOp::Create { .. }
+            | DiskOp::Extend { .. }
+            | DiskOp::Write { .. }
+            | DiskOp::Sync { .. }
+            | DiskOp::SyncAfter { .. } => Err(DiskError::Io { errno: libc::EROFS }),
         }
     }
 

@@ -248,7 +248,7 @@ impl Store {
             part.flush_listed = true;
             self.flush_wanted.push_back(shard.config.shard);
         }
-        shard.let_flushed_go(self.settings.tail_bytes, pool);
+        shard.let_flushed_go(pool);
         shard.touched = true;
         self.want_retention(shard);
     }

@@ -103,6 +103,8 @@ pub(crate) struct DiskPart {
     pub(crate) early_listed: bool,
     pub(crate) entries: VecDeque<(Offset, Lsn, usize)>,
     pub(crate) unflushed_bytes: usize,
+    /// Bytes of its newest batches that stay in memory though segments have them.
+    pub(crate) tail_bytes: usize,
     pub(crate) durable_to: Offset,
     pub(crate) flush_listed: bool,
     pub(crate) retain_listed: bool,
@@ -121,7 +123,7 @@ pub(crate) struct DiskPart {
 }
 
 impl DiskPart {
-    pub(crate) fn new(log: ShardLog, config: &ShardConfig, checkpoint: Checkpoint) -> DiskPart {
+    pub(crate) fn new(log: ShardLog, config: &ShardConfig, checkpoint: Checkpoint, tail_bytes: usize) -> DiskPart {
         let commit = commit_of(config);
         DiskPart {
             durable_to: log.flushed_to(),
@@ -132,6 +134,7 @@ impl DiskPart {
             early_listed: false,
             entries: VecDeque::new(),
             unflushed_bytes: 0,
+            tail_bytes,
             flush_listed: false,
             retain_listed: false,
             compact_listed: false,

@@ -29,6 +29,7 @@ pub fn run(disk: &mut dyn Disk) {
     many_requests_at_once_get_one_completion_each(disk);
     a_buffer_comes_back(disk);
     large_writes_are_whole(disk);
+    a_sync_comes_with_its_write(disk);
     one_write_then_one_sync_over_and_over(disk);
     assert_eq!(disk.wait(), None, "nothing is under way");
 }
@@ -312,6 +313,31 @@ fn large_writes_are_whole(disk: &mut dyn Disk) {
     assert_eq!(read(disk, FileKey(1), 33, 513), pattern(5, 513));
     assert_eq!(read(disk, FileKey(1), 32, 1), vec![0; BLOCK_BYTES]);
     assert_eq!(read(disk, FileKey(1), 546, 54), vec![0; 54 * BLOCK_BYTES]);
+    close(disk, FileKey(1));
+}
+
+/// A sync that comes with its write completes behind it; both succeed, or neither.
+fn a_sync_comes_with_its_write(disk: &mut dyn Disk) {
+    create(disk, "together/f", FileKey(1), 600, true).unwrap();
+    // One of many pieces, and small ones with another transfer around them.
+    for (round, blocks) in [513, 1, 1, 2, 1].into_iter().enumerate() {
+        let write = Ticket(10 * round as u64);
+        let [sync, other] = [Ticket(write.0 + 1), Ticket(write.0 + 2)];
+        let bytes = pattern(round as u64, blocks);
+        submit(disk, write, Priority::Commit, DiskOp::Write { file: FileKey(1), at: BLOCK, bytes: bytes.clone() });
+        submit(disk, sync, Priority::Commit, DiskOp::SyncAfter { file: FileKey(1), write });
+        submit(disk, other, Priority::Commit, DiskOp::Sync { file: FileKey(1) });
+        let mut ended = Vec::new();
+        while let Some(DiskDone { ticket, result }) = disk.wait() {
+            let expected = if ticket == write { DiskOk::Written(bytes.clone()) } else { DiskOk::Done };
+            assert_eq!(result, Ok(expected));
+            ended.push(ticket);
+        }
+        assert_eq!(ended.len(), 3, "{ended:?}");
+        let place = |wanted| ended.iter().position(|ticket| *ticket == wanted);
+        assert!(place(write) < place(sync), "{ended:?}");
+        assert_eq!(read(disk, FileKey(1), 1, blocks), bytes);
+    }
     close(disk, FileKey(1));
 }
 

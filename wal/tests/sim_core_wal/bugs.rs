@@ -45,6 +45,8 @@ pub struct Proxy {
     kept: Option<DiskRequest>,
     silent: Vec<Ticket>,
     syncs: Vec<DiskRequest>,
+    /// Completions that come behind that of a write.
+    after: Vec<(Ticket, DiskDone)>,
     next: u64,
     before: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -62,6 +64,7 @@ impl Proxy {
             kept: None,
             silent: Vec::new(),
             syncs: Vec::new(),
+            after: Vec::new(),
             next: 1 << 60,
             before: Vec::new(),
         }
@@ -96,9 +99,21 @@ impl Proxy {
     }
 
     pub fn submit(&mut self, mut request: DiskRequest) {
-        let is_sync = matches!(request.op, DiskOp::Sync { .. });
+        if let DiskOp::SyncAfter { file, write } = request.op
+            && !self.disk.is_under_way(write)
+        {
+            // The write went elsewhere: an executor with this bug knows of nothing to wait for.
+            request.op = DiskOp::Sync { file };
+        }
+        let is_sync = matches!(request.op, DiskOp::Sync { .. } | DiskOp::SyncAfter { .. });
         match self.bug {
-            Bug::AckBeforeSync if is_sync => return self.fake(&request),
+            Bug::AckBeforeSync if is_sync => {
+                if let DiskOp::SyncAfter { write, .. } = request.op {
+                    self.after.push((write, DiskDone { ticket: request.ticket, result: Ok(DiskOk::Done) }));
+                    return;
+                }
+                return self.fake(&request);
+            }
             Bug::SyncMissesLastWrite if is_group_write(&request.op) => {
                 self.fake(&request);
                 if let Some(kept) = self.kept.replace(request) {
@@ -117,7 +132,13 @@ impl Proxy {
                 self.fake(&request);
                 return self.silently(request);
             }
-            Bug::RetryFailedSync if is_sync => self.syncs.push(request.clone()),
+            Bug::RetryFailedSync if is_sync => {
+                let op = match request.op {
+                    DiskOp::SyncAfter { file, .. } => DiskOp::Sync { file },
+                    _ => request.op.clone(),
+                };
+                self.syncs.push(DiskRequest { op, ..request.clone() });
+            }
             Bug::RewriteAckedBlock => {
                 if let DiskOp::Write { file, at, bytes } = &mut request.op {
                     let original = bytes.clone();
@@ -144,6 +165,10 @@ impl Proxy {
                 return Some(done);
             }
             let done = self.disk.wait()?;
+            if let Some(at) = self.after.iter().position(|(write, _)| *write == done.ticket) {
+                let (_, sync) = self.after.remove(at);
+                self.faked.push_back(sync);
+            }
             if self.silent.contains(&done.ticket) {
                 continue;
             }

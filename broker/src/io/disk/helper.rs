@@ -175,7 +175,7 @@ impl Helper {
             DiskOp::Rename { from, to } => folder.rename(&from, &to).map(|()| DiskOk::Done),
             DiskOp::Remove { path } => folder.remove(&path).map(|()| DiskOk::Done),
             DiskOp::List { path } => folder.list(&path).map(DiskOk::Listed),
-            DiskOp::Write { .. } | DiskOp::Sync { .. } | DiskOp::Read { .. } => {
+            DiskOp::Write { .. } | DiskOp::Sync { .. } | DiskOp::SyncAfter { .. } | DiskOp::Read { .. } => {
                 unreachable!("the port gives transfers to its ring")
             }
         }

@@ -6,7 +6,7 @@
 //!
 //! **See**: `self_check.rs`, which turns the answer into a sentence.
 
-use super::start;
+use super::{Places, start};
 use felix_wal::disk::{BLOCK_BYTES, Disk, DiskError, DiskOk, DiskOp, FileKey, FilePath};
 use std::ffi::CString;
 use std::fmt;
@@ -69,7 +69,7 @@ pub fn try_folder(folder: &Path) -> Result<(), FolderProblem> {
     let failed = |step, error| FolderProblem { step, error: Some(error) };
     let started = start(folder, 1).and_then(|(helper, mut seats)| {
         let seat = seats.pop().expect("one seat was asked for");
-        Ok((helper, seat.open(None)?))
+        Ok((helper, seat.open(Places::default())?))
     });
     let (helper, mut disk) = started.map_err(|error| failed(FolderStep::Start, super::folder::disk_error(&error)))?;
     let path = FilePath(NAME.to_string());

@@ -1,16 +1,15 @@
-//! **What**: the transfers of open files: writes, reads and data syncs on an io_uring of this core's own.
+//! **What**: reads of open files on an io_uring of this core's own.
 //!
 //! ```text
-//!   start -> slot -> SQE --enter (once per turn)--> kernel: write and read in line, sync on a worker thread
+//!   start -> slot -> SQE --enter (once per turn)--> kernel
 //!   reap  <- slot <- CQE (memory that the kernel writes: no system call)          -> bell, for a parked core
 //! ```
 //!
 //! **Invariants**: a slot has exactly one operation in the kernel or waiting for `enter`, and there are fewer slots than
-//! entries, so no queue overflows; memory and file of a slot live until its completion was reaped; worker threads run on
-//! the CPUs they were given, not on the core's.
+//! entries, so no queue overflows; memory and file of a slot live until its completion was reaped.
 //!
-//! **Never**: IOPOLL; a second try of a failed write or sync (a short write goes on behind what was written); a slot
-//! dropped before its completion.
+//! **Never**: IOPOLL; a second try of a failed read; a slot dropped before its completion; a write or sync (`blocking.rs`
+//! says why).
 //!
 //! **See**: `disk.rs`, which decides what may start; broker/DESIGN.md, why not the executor's rings.
 
@@ -18,30 +17,16 @@ use super::bell::Bell;
 use super::folder::from_errno;
 use super::open::OpenFile;
 use super::staging::{Aligned, Staging};
-use felix_wal::disk::{DiskDone, DiskError, DiskOk, FileKey, Priority, Ticket};
+use felix_wal::disk::{DiskDone, DiskOk, FileKey, Priority, Ticket};
 use io_uring::{IoUring, opcode, types};
 use std::io;
-use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// Entries of the submission queue; the completion queue has twice as many. More than all classes may have under way.
 pub(super) const RING_ENTRIES: usize = 64;
 
-/// What a transfer does.
-pub(super) enum Action {
-    /// Writes the buffer.
-    Write,
-    /// Fills the buffer up to its capacity in bytes asked for.
-    Read {
-        /// Bytes asked for.
-        wanted: usize,
-    },
-    /// fdatasync.
-    Sync,
-}
-
-/// A transfer.
+/// A read.
 pub(super) struct Transfer {
     /// Of the request.
     pub ticket: Ticket,
@@ -51,12 +36,12 @@ pub(super) struct Transfer {
     pub key: FileKey,
     /// On which file.
     pub file: Arc<OpenFile>,
-    /// What.
-    pub action: Action,
     /// First byte in the file.
     pub at: u64,
-    /// What is written or read.
+    /// Filled up to `wanted` bytes, which it has room for.
     pub buffer: Vec<u8>,
+    /// Bytes asked for.
+    pub wanted: usize,
     /// Most bytes of one operation.
     pub piece_bytes: usize,
 }
@@ -91,23 +76,10 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Makes the ring. `workers`: the CPUs for its worker threads, else they share the CPU of the calling thread.
-    pub fn new(bell: &Bell, workers: Option<&[usize]>) -> io::Result<Ring> {
+    /// Makes the ring.
+    pub fn new(bell: &Bell) -> io::Result<Ring> {
         let ring = IoUring::new(RING_ENTRIES as u32)?;
         ring.submitter().register_eventfd(bell.as_raw_fd())?;
-        if let Some(workers) = workers {
-            // SAFETY: plain data; zero is the empty set.
-            let mut set: libc::cpu_set_t = unsafe { zeroed() };
-            for &cpu in workers.iter().filter(|&&cpu| cpu < libc::CPU_SETSIZE as usize) {
-                // SAFETY: inside the set.
-                unsafe { libc::CPU_SET(cpu, &mut set) };
-            }
-            match ring.submitter().register_iowq_aff(&set) {
-                // Linux before 5.14: workers run where they like already.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !knows_affinity() => {}
-                registered => registered?,
-            }
-        }
         Ok(Ring {
             ring,
             slots: (0..RING_ENTRIES).map(|_| None).collect(),
@@ -168,16 +140,9 @@ impl Ring {
     fn on_completion(&mut self, index: usize, result: i32) -> Option<Ended> {
         let slot = self.slots[index].as_mut().expect("a completion has a slot");
         let Slot { transfer, moved, piece, staged } = slot;
-        let outcome = match (&transfer.action, usize::try_from(result)) {
-            (_, Err(_)) => Some(Err(from_errno(-result))),
-            (Action::Sync, Ok(_)) => Some(Ok(DiskOk::Done)),
-            // Nothing written and no reason given.
-            (Action::Write, Ok(0)) => Some(Err(DiskError::Io { errno: libc::EIO })),
-            (Action::Write, Ok(written)) => {
-                *moved += written;
-                (*moved >= transfer.buffer.len()).then(|| Ok(DiskOk::Written(std::mem::take(&mut transfer.buffer))))
-            }
-            (Action::Read { wanted }, Ok(read)) => {
+        let outcome = match usize::try_from(result) {
+            Err(_) => Some(Err(from_errno(-result))),
+            Ok(read) => {
                 assert!(read <= *piece, "the kernel read {read} of {piece} bytes");
                 match staged {
                     Some(staged) => transfer.buffer.extend_from_slice(&staged.bytes()[..read]),
@@ -186,7 +151,8 @@ impl Ring {
                 }
                 *moved += read;
                 let at_end = read < *piece && (read == 0 || is_beyond(&transfer.file, transfer.at + *moved as u64));
-                (at_end || *moved >= *wanted).then(|| Ok(DiskOk::Bytes(std::mem::take(&mut transfer.buffer))))
+                let is_over = at_end || *moved >= transfer.wanted;
+                is_over.then(|| Ok(DiskOk::Bytes(std::mem::take(&mut transfer.buffer))))
             }
         };
         if let Some(staged) = staged.take() {
@@ -207,39 +173,17 @@ impl Ring {
         let Slot { transfer, moved, piece, staged } = slot;
         let fd = types::Fd(transfer.file.as_file().as_raw_fd());
         let at = transfer.at + *moved as u64;
-        let total = match transfer.action {
-            Action::Write => transfer.buffer.len(),
-            Action::Read { wanted } => wanted,
-            Action::Sync => 0,
-        };
-        *piece = (total - *moved).min(transfer.piece_bytes);
+        *piece = (transfer.wanted - *moved).min(transfer.piece_bytes);
         let bytes = *piece as u32;
         let align = transfer.file.memory_align;
-        let entry = match transfer.action {
-            Action::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Action::Write => {
-                let rest = &transfer.buffer[*moved..*moved + *piece];
-                let address = match rest.as_ptr().addr().is_multiple_of(align) {
-                    true => rest.as_ptr(),
-                    false => {
-                        let staged = staged.insert(self.staging.take(*piece));
-                        staged.bytes_mut()[..rest.len()].copy_from_slice(rest);
-                        staged.as_mut_ptr().cast_const()
-                    }
-                };
-                opcode::Write::new(fd, address, bytes).offset(at).build()
-            }
-            Action::Read { .. } => {
-                debug_assert_eq!(transfer.buffer.len(), *moved);
-                let room = &mut transfer.buffer.spare_capacity_mut()[..*piece];
-                let address = room.as_mut_ptr().cast::<u8>();
-                let address = match address.addr().is_multiple_of(align) {
-                    true => address,
-                    false => staged.insert(self.staging.take(*piece)).as_mut_ptr(),
-                };
-                opcode::Read::new(fd, address, bytes).offset(at).build()
-            }
+        debug_assert_eq!(transfer.buffer.len(), *moved);
+        let room = &mut transfer.buffer.spare_capacity_mut()[..*piece];
+        let address = room.as_mut_ptr().cast::<u8>();
+        let address = match address.addr().is_multiple_of(align) {
+            true => address,
+            false => staged.insert(self.staging.take(*piece)).as_mut_ptr(),
         };
+        let entry = opcode::Read::new(fd, address, bytes).offset(at).build();
         // SAFETY: buffer, staging memory and file stay in the slot until the completion was reaped, or leak (`drop`).
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
         pushed.expect("a slot has one entry, and there are as many entries as slots");
@@ -253,16 +197,9 @@ fn is_beyond(file: &OpenFile, at: u64) -> bool {
     file.as_file().metadata().is_ok_and(|facts| at >= facts.len())
 }
 
-/// Whether the kernel has IORING_REGISTER_IOWQ_AFF (5.14).
-fn knows_affinity() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map_while(|part| part.parse().ok());
-    (numbers.next().unwrap_or(0u32), numbers.next().unwrap_or(0u32)) >= (5, 14)
-}
-
 impl Drop for Ring {
     fn drop(&mut self) {
-        // The kernel may still read or write the memory of a slot: wait for it, or never free it.
+        // The kernel may still write the memory of a slot: wait for it, or never free it.
         self.enter();
         while self.unsubmitted == 0 && self.under_way() > 0 {
             match self.ring.submit_and_wait(1) {

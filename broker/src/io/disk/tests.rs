@@ -26,7 +26,7 @@ impl Drop for Scratch {
 
 fn port(scratch: &Scratch) -> DiskPort {
     let (_, mut seats) = start(&scratch.0, 1).unwrap();
-    seats.pop().unwrap().open(None).unwrap()
+    seats.pop().unwrap().open(Places::default()).unwrap()
 }
 
 fn create(disk: &mut DiskPort, blocks: u64) -> FileKey {
@@ -46,14 +46,15 @@ fn submit(disk: &mut DiskPort, number: u64, priority: Priority, op: DiskOp) {
 }
 
 #[test]
-fn workers_run_where_no_core_does_if_they_can() {
+fn threads_begin_where_no_core_is_if_they_can() {
     use WaitMode::{Busy, Hybrid, Park};
     let all: Vec<usize> = (0..4).collect();
-    assert_eq!(worker_cpus(Busy, 0, &[0, 1], &all), [2, 3]);
-    assert_eq!(worker_cpus(Hybrid, 0, &[0, 1, 2, 3], &all), [1, 2, 3]);
-    assert_eq!(worker_cpus(Hybrid, 1, &[0, 1], &[0, 1]), [0]);
-    assert_eq!(worker_cpus(Busy, 5, &[5], &[5]), [5], "one CPU is shared by all");
-    assert_eq!(worker_cpus(Park, 0, &[0, 1], &all), all);
+    let places = |first: &[usize], own| Places { first: first.to_vec(), own };
+    assert_eq!(thread_places(Busy, 0, &[0, 1], &all), places(&[2, 3], None), "it never gives way");
+    assert_eq!(thread_places(Hybrid, 0, &[0, 1, 2, 3], &all), places(&[1, 2, 3], Some(0)));
+    assert_eq!(thread_places(Hybrid, 1, &[0, 1], &[0, 1]), places(&[0], Some(1)));
+    assert_eq!(thread_places(Busy, 5, &[5], &[5]), places(&[5], None), "one CPU is shared by all");
+    assert_eq!(thread_places(Park, 0, &[0, 1], &all), places(&all, Some(0)));
 }
 
 #[test]
@@ -63,11 +64,11 @@ fn commits_start_at_once_however_much_else_waits() {
     let file = create(&mut disk, 64);
     for number in 0..50 {
         let priority = if number % 2 == 0 { Priority::Background } else { Priority::History };
-        submit(&mut disk, number, priority, write(file, number, 1));
+        submit(&mut disk, number, priority, DiskOp::Read { file, at: 0, bytes: BLOCK_BYTES });
     }
     disk.flush();
     assert_eq!(disk.transfers_under_way, [0, BACKGROUND.requests, HISTORY.requests]);
-    submit(&mut disk, 50, Priority::Commit, write(file, 50, 1));
+    submit(&mut disk, 50, Priority::Commit, DiskOp::Read { file, at: 0, bytes: BLOCK_BYTES });
     disk.flush();
     assert_eq!(disk.transfers_under_way, [1, BACKGROUND.requests, HISTORY.requests]);
     let mut done = Vec::new();
@@ -81,19 +82,19 @@ fn commits_start_at_once_however_much_else_waits() {
 }
 
 #[test]
-fn large_background_writes_go_in_small_pieces() {
+fn large_reads_behind_commits_go_in_small_pieces() {
     let scratch = Scratch::new();
     let mut disk = port(&scratch);
     let file = create(&mut disk, 256);
+    let op = write(file, 0, 256);
+    let DiskOp::Write { bytes, .. } = op.clone() else { unreachable!() };
+    disk.call(op).unwrap();
     for (priority, pieces) in [(Priority::Commit, 2), (Priority::Background, 8), (Priority::History, 8)] {
         let before = disk.ring.operations();
-        submit(&mut disk, 1, priority, write(file, 0, 256));
-        assert!(matches!(disk.wait().unwrap().result, Ok(DiskOk::Written(_))));
+        submit(&mut disk, 1, priority, DiskOp::Read { file, at: 0, bytes: 256 * BLOCK_BYTES });
+        assert_eq!(disk.wait().unwrap().result, Ok(DiskOk::Bytes(bytes.clone())));
         assert_eq!(disk.ring.operations() - before, pieces, "{priority:?}");
     }
-    submit(&mut disk, 1, Priority::History, DiskOp::Read { file, at: 0, bytes: 256 * BLOCK_BYTES });
-    let DiskOp::Write { bytes, .. } = write(file, 0, 256) else { unreachable!() };
-    assert_eq!(disk.wait().unwrap().result, Ok(DiskOk::Bytes(bytes)));
 }
 
 #[test]
@@ -121,4 +122,26 @@ fn error_numbers_are_named() {
     for (errno, expected) in cases {
         assert_eq!(from_errno(errno), expected);
     }
+}
+
+/// Commits and write-behind have threads of their own: neither waits for the other's jobs.
+#[test]
+fn commits_do_not_queue_behind_write_behind() {
+    let scratch = Scratch::new();
+    let mut disk = port(&scratch);
+    let file = create(&mut disk, 64);
+    for number in 0..100 {
+        submit(&mut disk, number, Priority::Background, write(file, number % 64, 1));
+    }
+    submit(&mut disk, 100, Priority::Commit, write(file, 0, 1));
+    submit(&mut disk, 101, Priority::Commit, DiskOp::SyncAfter { file, write: Ticket(100) });
+    assert!(disk.has_commits());
+    disk.flush();
+    let (mut commits, mut others) = (Vec::new(), Vec::new());
+    while let Some(DiskDone { ticket, result }) = disk.wait() {
+        result.unwrap();
+        if ticket.0 < 100 { others.push(ticket.0) } else { commits.push(ticket.0) }
+    }
+    assert_eq!((commits, others), (vec![100, 101], (0..100).collect()), "in their order");
+    assert!(!disk.has_commits());
 }

@@ -1,7 +1,9 @@
 use super::super::open::open_direct;
 use super::*;
 use felix_wal::disk::BLOCK_BYTES;
+use felix_wal::disk::DiskError;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 fn open(name: &str, blocks: usize) -> Arc<OpenFile> {
     let binary = std::env::current_exe().unwrap();
@@ -15,16 +17,25 @@ fn open(name: &str, blocks: usize) -> Arc<OpenFile> {
 
 fn ring() -> (Ring, Bell) {
     let bell = Bell::new().unwrap();
-    (Ring::new(&bell, None).unwrap(), bell)
+    (Ring::new(&bell).unwrap(), bell)
 }
 
-fn transfer(file: &Arc<OpenFile>, action: Action, buffer: Vec<u8>) -> Transfer {
+fn transfer(file: &Arc<OpenFile>, wanted: usize) -> Transfer {
     let (ticket, priority, key) = (Ticket(1), Priority::Commit, FileKey(1));
-    Transfer { ticket, priority, key, file: file.clone(), action, at: 0, buffer, piece_bytes: 2 * BLOCK_BYTES }
+    let buffer = Vec::with_capacity(wanted);
+    Transfer { ticket, priority, key, file: file.clone(), at: 0, buffer, wanted, piece_bytes: 2 * BLOCK_BYTES }
 }
 
 fn pattern(blocks: usize) -> Vec<u8> {
     (0..blocks * BLOCK_BYTES).map(|at| (at / 3) as u8).collect()
+}
+
+/// A file with a pattern in its first blocks, written past O_DIRECT.
+fn filled(name: &str, blocks: usize, used: usize) -> Arc<OpenFile> {
+    let file = open(name, blocks);
+    let path = format!("/proc/self/fd/{}", file.as_file().as_raw_fd());
+    File::options().write(true).open(path).unwrap().write_all_at(&pattern(used), 0).unwrap();
+    file
 }
 
 /// Enters and waits for the completion of the only operation, which it does not handle.
@@ -40,59 +51,31 @@ fn result(ended: Option<Ended>) -> Result<DiskOk, DiskError> {
 }
 
 /// The executor's way of deciding for IOPOLL (a read of the first file) makes a core wait for the tick of the kernel's
-/// clock with each write; this ring has no such mode, also when the first file is new and empty.
+/// clock with each transfer; this ring has no such mode, also when the first file is new and empty.
 #[test]
 fn transfers_are_never_polled_by_the_kernel() {
     let (mut ring, _bell) = ring();
     assert!(!ring.ring.params().is_setup_iopoll());
-    let empty = open("first", 0);
-    ring.start(transfer(&empty, Action::Read { wanted: BLOCK_BYTES }, Vec::with_capacity(BLOCK_BYTES)));
+    ring.start(transfer(&open("first", 0), BLOCK_BYTES));
     let (slot, read) = complete(&mut ring);
     assert_eq!(result(ring.on_completion(slot, read)), Ok(DiskOk::Bytes(Vec::new())));
-    ring.start(transfer(&empty, Action::Write, pattern(1)));
-    let (slot, written) = complete(&mut ring);
-    assert_eq!(result(ring.on_completion(slot, written)), Ok(DiskOk::Written(pattern(1))));
-}
-
-#[test]
-fn a_short_write_goes_on_behind_what_was_written() {
-    let (mut ring, _bell) = ring();
-    let file = open("short-write", 4);
-    ring.start(transfer(&file, Action::Write, pattern(2)));
-    let (slot, written) = complete(&mut ring);
-    assert_eq!(written as usize, 2 * BLOCK_BYTES);
-    // As if the kernel had written a block only.
-    assert!(ring.on_completion(slot, BLOCK_BYTES as i32).is_none());
-    let (slot, written) = complete(&mut ring);
-    assert_eq!(written as usize, BLOCK_BYTES, "only the rest is written");
-    assert_eq!(result(ring.on_completion(slot, written)), Ok(DiskOk::Written(pattern(2))));
-    assert_eq!(ring.under_way(), 0);
-}
-
-#[test]
-fn a_write_of_nothing_is_an_error_not_a_loop() {
-    let (mut ring, _bell) = ring();
-    let file = open("nothing", 1);
-    ring.start(transfer(&file, Action::Write, pattern(1)));
-    let (slot, _) = complete(&mut ring);
-    assert_eq!(result(ring.on_completion(slot, 0)), Err(DiskError::Io { errno: libc::EIO }));
 }
 
 #[test]
 fn a_short_read_goes_on_unless_the_file_ends() {
     let (mut ring, _bell) = ring();
-    let file = open("short-read", 3);
-    ring.start(transfer(&file, Action::Write, pattern(2)));
-    let (slot, written) = complete(&mut ring);
-    assert!(ring.on_completion(slot, written).is_some());
-    ring.start(transfer(&file, Action::Read { wanted: 2 * BLOCK_BYTES }, Vec::with_capacity(2 * BLOCK_BYTES)));
+    let file = filled("short-read", 3, 2);
+    ring.start(transfer(&file, 2 * BLOCK_BYTES));
     let (slot, read) = complete(&mut ring);
     assert_eq!(read as usize, 2 * BLOCK_BYTES);
+    // As if the kernel had read a block only.
     assert!(ring.on_completion(slot, BLOCK_BYTES as i32).is_none(), "the file goes on");
     let (slot, read) = complete(&mut ring);
+    assert_eq!(read as usize, BLOCK_BYTES, "only the rest is read");
     assert_eq!(result(ring.on_completion(slot, read)), Ok(DiskOk::Bytes(pattern(2))));
+    assert_eq!(ring.under_way(), 0);
     // Beyond the end.
-    let mut beyond = transfer(&file, Action::Read { wanted: 2 * BLOCK_BYTES }, Vec::with_capacity(2 * BLOCK_BYTES));
+    let mut beyond = transfer(&file, 2 * BLOCK_BYTES);
     beyond.at = 2 * BLOCK_BYTES as u64;
     ring.start(beyond);
     let (slot, read) = complete(&mut ring);
@@ -101,33 +84,28 @@ fn a_short_read_goes_on_unless_the_file_ends() {
 }
 
 #[test]
-fn a_failed_transfer_is_not_tried_again() {
+fn a_failed_read_is_not_tried_again() {
     let (mut ring, _bell) = ring();
-    let file = open("failed", 2);
-    for action in [Action::Write, Action::Sync] {
-        ring.start(transfer(&file, action, pattern(1)));
-        let before = ring.operations();
-        let (slot, _) = complete(&mut ring);
-        assert_eq!(result(ring.on_completion(slot, -libc::EIO)), Err(DiskError::Io { errno: libc::EIO }));
-        assert_eq!((ring.under_way(), ring.operations()), (0, before));
-    }
-    // A real one: a descriptor that cannot be written.
-    let path = std::env::current_exe().unwrap();
-    let read_only = Arc::new(OpenFile::of(File::open(path).unwrap()));
-    ring.start(transfer(&read_only, Action::Write, pattern(1)));
+    ring.start(transfer(&open("failed", 2), BLOCK_BYTES));
+    let before = ring.operations();
+    let (slot, _) = complete(&mut ring);
+    assert_eq!(result(ring.on_completion(slot, -libc::EIO)), Err(DiskError::Io { errno: libc::EIO }));
+    assert_eq!((ring.under_way(), ring.operations()), (0, before));
+    // A real one: a folder cannot be read.
+    let folder = Arc::new(OpenFile::of(File::open(std::env::temp_dir()).unwrap()));
+    ring.start(transfer(&folder, BLOCK_BYTES));
     let (slot, failed) = complete(&mut ring);
-    assert_eq!(result(ring.on_completion(slot, failed)), Err(DiskError::Io { errno: libc::EBADF }));
+    assert_eq!(result(ring.on_completion(slot, failed)), Err(DiskError::Io { errno: libc::EISDIR }));
 }
 
 #[test]
 fn a_completion_rings_the_bell() {
     let (mut ring, bell) = ring();
-    let file = open("bell", 1);
-    ring.start(transfer(&file, Action::Sync, Vec::new()));
+    ring.start(transfer(&filled("bell", 1, 1), BLOCK_BYTES));
     ring.enter();
     // Returns only if it was rung.
     bell.wait();
     assert!(ring.has_something());
-    assert_eq!(result(ring.reap()), Ok(DiskOk::Done));
+    assert_eq!(result(ring.reap()), Ok(DiskOk::Bytes(pattern(1))));
     assert!(!ring.has_something());
 }
