@@ -13,7 +13,7 @@ ballast=${BALLAST_MIB:-256}
 stream=enospc/enospc/full
 
 skip() { echo "enospc: skipped: $*"; exit 0; }
-fail() { echo "enospc: FAILED: $*" >&2; [ ! -e "$work/log" ] || tail -n 5 "$work/log" >&2; exit 1; }
+fail() { [ -z "${KEEP:-}" ] || { df -B1 "$work/disk"; ls -lR "$data" | grep -v "^total"; }; echo "enospc: FAILED: $*" >&2; [ ! -e "$work/log" ] || tail -n 5 "$work/log" >&2; exit 1; }
 
 [ "$(id -u)" = 0 ] || skip "needs root to mount a file system"
 command -v mkfs.ext4 >/dev/null || skip "mkfs.ext4 is not there"

@@ -245,7 +245,7 @@ impl Shards {
         store.drive_leaving(now);
         store.begin_sweep(now);
         // The WAL first: somebody waits for its writes.
-        store.wal.plan(now.time, out);
+        store.plan_wal(now.time, out);
         out.extend(store.queue.drain());
         store.tell_full();
     }

@@ -37,6 +37,7 @@ use felix_wal::at_rest::{AtRestError, AtRestScope, DataKey};
 use felix_wal::chunk_builder::ChunkBuilder;
 use felix_wal::compact::CompactSettings;
 use felix_wal::core_wal::{AppendError, CoreWal, CoreWalSettings, Poison};
+use felix_wal::disk::DiskRequest;
 use felix_wal::format::entry::{Append, Entry, EntryBody, Lsn};
 use felix_wal::format::names::WalId;
 use felix_wal::group_commit::Commit;
@@ -434,6 +435,19 @@ impl Store {
             && !self.room.refuses()
             && (self.wal.gathered_bytes() * 2 > self.settings.wal.gather_bytes_max
                 || self.unflushed_bytes * 8 > self.settings.unflushed_bytes_max * 7)
+    }
+
+    /// There is room for another file of the WAL beside what is to be flushed.
+    pub(crate) fn may_wal_grow(&self) -> bool {
+        self.room.may_grow(self.unflushed_bytes, self.settings.wal.file_bytes)
+    }
+
+    /// What the WAL has to do now.
+    pub(crate) fn plan_wal(&mut self, now: Time, out: &mut Vec<DiskRequest>) {
+        self.wal.set_may_grow(self.may_wal_grow());
+        let before = self.wal.grown_bytes();
+        self.wal.plan(now, out);
+        self.room.on_grown(self.wal.grown_bytes() - before);
     }
 
     pub(crate) fn alarm(&mut self, alarm: Alarm) {

@@ -235,6 +235,8 @@ pub struct CoreWal {
     idle_since: Time,
     closing: Closing,
     poison: Option<Poison>,
+    may_grow: bool,
+    grown_bytes: u64,
 }
 
 impl CoreWal {
@@ -262,6 +264,8 @@ impl CoreWal {
             idle_since: Time(0),
             closing: Closing::No,
             poison: None,
+            may_grow: true,
+            grown_bytes: 0,
         }
     }
 
@@ -308,6 +312,17 @@ impl CoreWal {
     /// Files that hold needed groups.
     pub fn files_held(&self) -> usize {
         self.ring.held_count()
+    }
+
+    /// Whether there is room for another file: without it appends are refused as by a full disk once the files that are there
+    /// hold no more. The first file is made all the same.
+    pub fn set_may_grow(&mut self, may: bool) {
+        self.may_grow = may;
+    }
+
+    /// Bytes of files that were begun so far.
+    pub fn grown_bytes(&self) -> u64 {
+        self.grown_bytes
     }
 
     /// Shards that pin the oldest file, each with its last entry in there.
@@ -367,7 +382,7 @@ impl CoreWal {
     }
 
     fn no_room(&self) -> AppendError {
-        if self.prepare.is_full() {
+        if self.prepare.is_full() || !self.may_grow {
             AppendError::DiskFull
         } else if self.may_prepare() {
             AppendError::Busy
@@ -433,6 +448,9 @@ impl CoreWal {
 
     fn may_prepare(&self) -> bool {
         let total = self.ring.file_count();
+        if total > 0 && !self.may_grow {
+            return false;
+        }
         let stuck = self.ring.released_count() > 0
             && self.ring.current().is_none_or(|file| self.settings.file_bytes - file.end < self.settings.reserve_bytes);
         total < self.settings.files_max || (stuck && total == self.settings.files_max)
@@ -444,7 +462,9 @@ impl CoreWal {
             return;
         }
         if self.ring.spare_count() == 0 && self.may_prepare() && self.closing == Closing::No {
-            self.prepare.start(now);
+            if self.prepare.start(now) {
+                self.grown_bytes += self.settings.file_bytes;
+            }
         }
         self.prepare.plan(out);
         self.seal_if_idle(now);

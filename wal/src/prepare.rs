@@ -92,11 +92,13 @@ impl Prepare {
     }
 
     /// A file is wanted, if none is in the making. The full state ends only when one was made.
-    pub(crate) fn start(&mut self, now: Time) {
-        if self.step == Step::Idle && self.full_until.is_none_or(|until| until <= now) {
+    pub(crate) fn start(&mut self, now: Time) -> bool {
+        let starts = self.step == Step::Idle && self.full_until.is_none_or(|until| until <= now);
+        if starts {
             self.number += 1;
             self.step = Step::Create;
         }
+        starts
     }
 
     fn key(&self) -> FileKey {

@@ -2,7 +2,8 @@
 //! needs as much room again in a segment.
 //!
 //! ```text
-//! room left (told by the edge) - flushed since it was told - in memory, not flushed yet  >=  the batch     else DiskFull
+//! room left (told by the edge) - written since it was told - in memory, not flushed yet  >=  the batch     else DiskFull
+//!                                                                                         >=  a new file of the log
 //! a job found the disk full -> DiskFull until a job ends well, or no job waits for room any more
 //! ```
 //!
@@ -22,7 +23,7 @@ const AGAIN_BYTES: u64 = 4 << 20;
 pub(crate) struct Room {
     /// Bytes this core may still put on the disk; as told.
     left: u64,
-    /// Flushed since it was told.
+    /// Flushed, and files made for the write-ahead log, since it was told.
     flushed: u64,
     is_out: bool,
     job_failed: bool,
@@ -48,6 +49,17 @@ impl Room {
         if left >= AGAIN_BYTES.saturating_add(waiting as u64) {
             self.is_out = false;
         }
+    }
+
+    /// Whether the write-ahead log may have `more` bytes of files while `waiting` bytes are not flushed: what is in memory
+    /// comes first.
+    pub(crate) fn may_grow(&self, waiting: usize, more: u64) -> bool {
+        !self.is_out && self.flushed.saturating_add(waiting as u64).saturating_add(more) <= self.left
+    }
+
+    /// The write-ahead log makes a file of so many bytes.
+    pub(crate) fn on_grown(&mut self, bytes: u64) {
+        self.flushed = self.flushed.saturating_add(bytes);
     }
 
     /// A job found the disk full.
@@ -88,6 +100,18 @@ mod tests {
         room.on_flushed(6 * MIB);
         assert!(room.takes(3 * MIB, MIB));
         assert!(!room.takes(3 * MIB, MIB + 1));
+    }
+
+    #[test]
+    fn a_new_file_of_the_log_leaves_room_for_what_is_in_memory() {
+        let mut room = Room::unknown();
+        assert!(room.may_grow(usize::MAX / 2, 64 << 20));
+        room.told(100 * MIB as u64, 0);
+        assert!(!room.may_grow(37 * MIB, 64 << 20));
+        assert!(room.may_grow(36 * MIB, 64 << 20));
+        room.on_grown(64 << 20);
+        assert!(room.takes(30 * MIB, 6 * MIB));
+        assert!(!room.takes(30 * MIB, 6 * MIB + 1), "the file has taken its part");
     }
 
     #[test]

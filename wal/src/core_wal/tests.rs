@@ -329,6 +329,32 @@ fn a_sync_that_returns_after_a_failed_write_acks_nothing() {
 }
 
 #[test]
+fn without_room_for_more_files_it_goes_on_with_those_that_it_has() {
+    let mut bench = Bench::new();
+    let grown = bench.wal.grown_bytes();
+    bench.wal.set_may_grow(false);
+    let mut refused = None;
+    for _ in 0..200 {
+        if let Err(error) = bench.try_append(1, 3_000, Commit::Each) {
+            refused = Some(error);
+            break;
+        }
+        bench.settle();
+    }
+    assert_eq!((refused, bench.wal.grown_bytes()), (Some(AppendError::DiskFull), grown));
+    // What was flushed makes room without a new file.
+    let through = bench.wal.appended();
+    bench.wal.flushed(bench.now, ShardId(1), LINEAGE, Offset(1_000), through);
+    for _ in 0..20 {
+        bench.pass(200 * MS);
+        bench.settle();
+    }
+    bench.try_append(1, 3_000, Commit::Each).unwrap();
+    bench.settle();
+    assert_eq!((bench.wal.durable(), bench.wal.grown_bytes()), (bench.wal.appended(), grown));
+}
+
+#[test]
 fn a_full_disk_leaves_the_reserve_and_goes_on_when_space_returns() {
     let mut bench = Bench::new();
     let settings = CoreWalSettings::small();
