@@ -461,10 +461,9 @@ impl CoreWal {
         if self.poison.is_some() || self.closing == Closing::Closed {
             return;
         }
-        if self.ring.spare_count() == 0 && self.may_prepare() && self.closing == Closing::No {
-            if self.prepare.start(now) {
-                self.grown_bytes += self.settings.file_bytes;
-            }
+        let wants_file = self.ring.spare_count() == 0 && self.may_prepare() && self.closing == Closing::No;
+        if wants_file && self.prepare.start(now) {
+            self.grown_bytes += self.settings.file_bytes;
         }
         self.prepare.plan(out);
         self.seal_if_idle(now);
