@@ -18,6 +18,7 @@
 //! **See**: `append.rs`.
 
 use crate::batch_pool::BodyFacts;
+use crate::by_id::ById;
 use crate::limits::{DEDUP_WINDOW, DEDUP_WINDOW_MIN, Limits};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{ProducerEpoch, ProducerId, Sequence};
@@ -51,7 +52,7 @@ struct Producer {
 /// Producers of one shard.
 #[derive(Debug, Default)]
 pub struct Dedup {
-    producers: HashMap<ProducerId, Producer>,
+    producers: HashMap<ProducerId, Producer, ById>,
     /// Producers by the append time they were last seen at, oldest first; entries may be outdated.
     by_age: VecDeque<(Timestamp, ProducerId)>,
     /// Batches in all windows, oldest first; entries may be outdated.

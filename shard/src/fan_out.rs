@@ -14,6 +14,7 @@
 //! **See**: `next.rs`, `tail.rs`, `subscription.rs`; `broker/src/delivery.rs`, which asks `next`.
 
 use crate::batch_pool::SharedBatch;
+use crate::by_id::ById;
 use crate::effect::{AttachRefused, AttachState};
 use crate::event::SubKey;
 use crate::filter::Deriver;
@@ -129,7 +130,7 @@ struct TailSlot {
 #[derive(Debug)]
 pub struct FanOut {
     tails: Vec<TailSlot>,
-    tail_of: HashMap<ShardId, u32>,
+    tail_of: HashMap<ShardId, u32, ById>,
     free_tails: Vec<u32>,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -154,7 +155,7 @@ impl FanOut {
     pub fn new(limits: Limits) -> FanOut {
         FanOut {
             tails: Vec::new(),
-            tail_of: HashMap::new(),
+            tail_of: HashMap::default(),
             free_tails: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),

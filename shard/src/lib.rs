@@ -12,6 +12,7 @@
 
 pub mod append;
 pub mod batch_pool;
+mod by_id;
 pub mod dedup;
 mod durable;
 pub mod effect;

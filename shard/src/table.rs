@@ -9,6 +9,7 @@
 //! **See**: `event.rs`, `effect.rs`, `shard.rs`.
 
 use crate::batch_pool::BatchPool;
+use crate::by_id::ById;
 use crate::durable::history_wish;
 use crate::effect::{AttachRefused, Effect, Effects};
 use crate::event::Event;
@@ -32,7 +33,7 @@ const TICKS_PER_TURN: usize = 256;
 /// The shards that one core leads.
 #[derive(Debug)]
 pub struct Shards {
-    pub(crate) shards: HashMap<ShardId, Shard>,
+    pub(crate) shards: HashMap<ShardId, Shard, ById>,
     /// Buffers of this core.
     pub pool: BatchPool,
     pub(crate) limits: Limits,
@@ -53,7 +54,7 @@ impl Shards {
     /// No shards yet.
     pub fn new(limits: Limits) -> Shards {
         Shards {
-            shards: HashMap::new(),
+            shards: HashMap::default(),
             pool: BatchPool::new(limits.pool_bytes_max),
             limits,
             store: None,

@@ -41,6 +41,15 @@ fn run(trouble: Trouble, seeds: u64) {
     seen.check(trouble);
 }
 
+/// Else a seed that failed could not be looked at.
+#[test]
+fn a_seed_repeats_its_run() {
+    for (seed, trouble) in (0..12).zip([Trouble::Crash, Trouble::Full, Trouble::Errors].into_iter().cycle()) {
+        let traces = [(); 2].map(|()| World::new(seed, trouble, false).run().trace);
+        assert_eq!(traces[0], traces[1], "seed {seed} of {trouble:?}");
+    }
+}
+
 #[test]
 fn what_was_acknowledged_survives_crashes() {
     run(Trouble::Crash, 150);

@@ -1,15 +1,15 @@
 //! **What**: the WAL of one core: one write and one sync make entries of all its shards durable.
 //!
 //! ```text
-//! append -> gathered -> [write] -> written -> [sync] -> durable          sequences: synced <= written < next
+//! append -> gathered -> [write -> written -> sync] -> durable          sequences: synced <= written < next
 //! ```
 //!
 //! How a loop uses it: `append` during the turn and keep the `Lsn`; `plan` at the end of the turn and submit what it asks
 //! for; `on_done` for each completion, then answer everything up to `durable`. `next_deadline` says when to come back.
 //!
 //! **Invariants**: one group write and one sync are under way at most. A group is submitted after the write of the one
-//! before has completed. `durable` rises only by a sync that was submitted after the group's write had completed. Every
-//! group starts on a block of its own. Nothing depends on how many shards there are.
+//! before has completed. `durable` rises only by a sync that began after the group's write had completed: it was submitted
+//! after that, or with the write as a `SyncAfter`. Every group starts on a block of its own. Nothing depends on how many shards there are.
 //!
 //! **Never**: a second try of a failed write or sync: the WAL is poisoned, for good. An ack after that.
 //!
@@ -523,8 +523,26 @@ impl CoreWal {
         let ticket = self.ticket();
         let mark = Mark { sequence, lsn: group.last_lsn(), first_needed };
         let bytes = std::mem::take(&mut group.buffer);
+        let sync_is_due = group.sync_by.is_some_and(|by| by <= now);
         self.write = Some(WriteUnderWay { ticket, group, key, mark });
         out.push(DiskRequest { ticket, priority: Priority::Commit, op: DiskOp::Write { file: key, at, bytes } });
+        if sync_is_due {
+            self.plan_sync_after(key, mark, ticket, out);
+        }
+    }
+
+    /// The sync of a write that was just planned, if it may be the next one: what is durable must be a prefix.
+    fn plan_sync_after(&mut self, key: FileKey, covers: Mark, write: Ticket, out: &mut Vec<DiskRequest>) {
+        if self.sync.is_some() || self.written.iter().any(|written| written.key != key) {
+            return;
+        }
+        if let Some(written) = self.written.front_mut() {
+            // It covers these as well: they are in the same file, and completed.
+            written.sync_by = None;
+        }
+        let ticket = self.ticket();
+        self.sync = Some(SyncUnderWay { ticket, key, covers });
+        out.push(DiskRequest { ticket, priority: Priority::Commit, op: DiskOp::SyncAfter { file: key, write } });
     }
 
     /// Makes sure that the next group fits the current file.
@@ -648,7 +666,8 @@ impl CoreWal {
     fn on_written(&mut self, write: WriteUnderWay, buffer: Vec<u8>) {
         let WriteUnderWay { mut group, key, mark, .. } = write;
         group.buffer = buffer;
-        let sync_by = group.sync_by;
+        let is_covered = self.sync.as_ref().is_some_and(|sync| sync.covers.sequence >= mark.sequence);
+        let sync_by = group.sync_by.filter(|_| !is_covered);
         self.gather.give_back(group);
         match self.written.back_mut() {
             Some(last) if last.key == key => {

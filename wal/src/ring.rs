@@ -13,7 +13,9 @@
 //!
 //! **See**: `core_wal.rs`.
 
+use std::collections::hash_map::DefaultHasher;
 use std::collections::{HashMap, VecDeque};
+use std::hash::BuildHasherDefault;
 
 use felix_protocol::ids::ShardId;
 
@@ -33,7 +35,8 @@ pub(crate) struct WalFile {
     first_sequence: GroupSequence,
     last_sequence: GroupSequence,
     /// Last entry of each shard that is not elsewhere yet.
-    pins: HashMap<ShardId, Lsn>,
+    /// Ids come from metadata, so nobody can choose them to collide; an order that no chance decides lets a seed repeat a run.
+    pins: HashMap<ShardId, Lsn, BuildHasherDefault<DefaultHasher>>,
 }
 
 impl WalFile {
@@ -45,7 +48,7 @@ impl WalFile {
             end: HEADER_BYTES as u64,
             first_sequence: GroupSequence(0),
             last_sequence: GroupSequence(0),
-            pins: HashMap::new(),
+            pins: HashMap::default(),
         }
     }
 }

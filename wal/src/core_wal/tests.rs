@@ -106,11 +106,11 @@ fn a_group_is_one_write_and_one_sync_for_200_shards() {
     for shard in 1..=200 {
         bench.try_append(shard, 20, Commit::Group).unwrap();
     }
-    assert_eq!(bench.plan(), [Write]);
+    assert_eq!(bench.plan(), [Write, Sync], "the kernel goes on from one to the other by itself");
     assert_eq!(bench.wal.durable(), Lsn(0));
     bench.done();
     assert_eq!(bench.wal.durable(), Lsn(0), "written is not durable");
-    assert_eq!(bench.plan(), [Sync]);
+    assert_eq!(bench.plan(), []);
     bench.done();
     assert_eq!(bench.wal.durable(), Lsn(200));
     assert_eq!((bench.disk.count(Write), bench.disk.count(Sync)), (writes + 1, syncs + 1));
@@ -120,10 +120,10 @@ fn a_group_is_one_write_and_one_sync_for_200_shards() {
 fn each_does_not_wait_for_a_sync_and_group_waits_up_to_its_delay() {
     let mut bench = Bench::new();
     bench.append(1, Commit::Group);
-    assert_eq!(bench.plan(), [Write], "no sync is under way, so nothing is gained by waiting");
+    assert_eq!(bench.plan(), [Write, Sync], "no sync is under way, so nothing is gained by waiting");
     bench.done();
     bench.append(2, Commit::Group);
-    assert_eq!(bench.plan(), [Sync]);
+    assert_eq!(bench.plan(), [], "the sync is under way");
     assert_eq!(bench.wal.next_deadline(), Some(bench.now.after_ns(MS)));
     bench.pass(MS - 1);
     assert_eq!(bench.plan(), []);
@@ -150,9 +150,8 @@ fn interval_is_synced_at_its_deadline_and_none_is_written_late_without_a_sync() 
     assert_eq!(bench.plan(), []);
     assert_eq!(bench.wal.next_deadline(), Some(bench.now.after_ns(5 * MS)));
     bench.pass(5 * MS);
-    assert_eq!(bench.plan(), [Write]);
+    assert_eq!(bench.plan(), [Write, Sync]);
     bench.done();
-    assert_eq!(bench.plan(), [Sync]);
     bench.done();
     assert_eq!(bench.wal.durable(), Lsn(1));
     bench.settle();
@@ -169,6 +168,22 @@ fn interval_is_synced_at_its_deadline_and_none_is_written_late_without_a_sync() 
     bench.append(2, Commit::Each);
     bench.settle();
     assert_eq!(bench.wal.durable(), bench.wal.appended());
+}
+
+#[test]
+fn a_sync_that_comes_with_a_write_covers_what_lay_unsynced_before_it() {
+    let mut bench = Bench::new();
+    bench.append(1, Commit::None);
+    bench.pass(100 * MS);
+    assert_eq!(bench.plan(), [Write]);
+    bench.done();
+    bench.append(2, Commit::Each);
+    assert_eq!(bench.plan(), [Write, Sync]);
+    bench.done();
+    assert_eq!(bench.wal.durable(), Lsn(0));
+    bench.done();
+    assert_eq!(bench.wal.durable(), Lsn(2));
+    assert_eq!(bench.plan(), [], "nothing is left to sync");
 }
 
 #[test]
@@ -189,7 +204,7 @@ fn a_pause_is_sealed_once_and_a_shutdown_for_good() {
     bench.pass(MS - 1);
     assert_eq!(bench.plan(), []);
     bench.pass(1);
-    assert_eq!(bench.plan(), [Write]);
+    assert_eq!(bench.plan(), [Write, Sync]);
     bench.settle();
     assert_eq!(bench.wal.durable(), Lsn(lsn.0 + 1), "the seal is synced");
     assert_eq!(bench.wal.next_deadline(), None, "an idle WAL has no timer");
@@ -245,7 +260,7 @@ fn a_file_is_used_only_after_its_header_is_durable() {
     }
     assert!(bench.wal.is_ready());
     bench.promise(1).unwrap();
-    assert_eq!(bench.plan(), [OpKind::Create, Write], "and the next one is made ahead");
+    assert_eq!(bench.plan(), [OpKind::Create, Write, Sync], "and the next one is made ahead");
 }
 
 #[test]
@@ -303,7 +318,7 @@ fn a_sync_that_returns_after_a_failed_write_acks_nothing() {
     bench.plan();
     bench.done();
     bench.append(1, Commit::Each);
-    assert_eq!(bench.plan(), [Sync, Write]);
+    assert_eq!(bench.plan(), [Write]);
     let sync = bench.disk.wait().unwrap();
     bench.disk.plan_fault(Write, 0, Fault::Error(DiskError::Io { errno: EIO }));
     let write = bench.disk.wait().unwrap();
