@@ -2,6 +2,7 @@
 
 mod broker_process;
 
+use broker_process::acked::{Acked, create, publish, read_until};
 use broker_process::{Broker, PATIENCE, name};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +15,6 @@ use felix_client::{Client, Command, Item, PublisherOptions, RecordToPublish, Sha
 /// Kills of one run; `FELIX_KILLS=50` for the long one.
 fn kills() -> usize {
     std::env::var("FELIX_KILLS").map_or(6, |text| text.parse().expect("a number"))
-}
-
-fn create(client: &Client, text: &str, spec: StreamSpec) {
-    client.admin(Command::CreateStream { name: name(text), spec, create_parents: true }).unwrap();
 }
 
 /// Every record of every shard from its start to where it ends now, by shard and offset.
@@ -40,33 +37,6 @@ fn read_all(client: &Client, text: &str, count: usize) -> BTreeMap<(u32, u64), V
         }
     }
     found
-}
-
-/// Acknowledged records, by shard and offset.
-type Acked = Arc<Mutex<BTreeMap<(u32, u64), Vec<u8>>>>;
-
-/// Publishes as fast as it is acknowledged, 64 in flight, until told to stop.
-fn publish(client: &Client, text: &str, round: usize, acked: &Acked, stop: &AtomicBool) {
-    let Ok(publisher) = client.publisher(&name(text), PublisherOptions::default()) else { return };
-    let mut waiting = std::collections::VecDeque::new();
-    for number in 0u64.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let value = format!("{round}-{number}-{}", "x".repeat((number % 700) as usize)).into_bytes();
-        let key = format!("k{}", number % 17);
-        let record = RecordToPublish { key: Some(key.as_bytes()), value: &value, ..Default::default() };
-        let Ok(ack) = publisher.send_acked(&record) else { break };
-        waiting.push_back((ack, value));
-        while waiting.len() >= 64 || (stop.load(Ordering::Relaxed) && !waiting.is_empty()) {
-            let Some((ack, value)) = waiting.pop_front() else { break };
-            if let Ok(ack) = ack.wait(Instant::now() + Duration::from_millis(500)) {
-                acked.lock().unwrap().insert((ack.shard.0, ack.position.offset.0), value);
-            } else if stop.load(Ordering::Relaxed) {
-                return;
-            }
-        }
-    }
 }
 
 #[test]
@@ -117,28 +87,6 @@ fn what_was_acknowledged_is_there_after_every_kill() {
     let total: usize = acked.iter().map(|it| it.lock().unwrap().len()).sum();
     println!("{total} acknowledged records over {} kills", kills());
     assert!(total > 100 * kills(), "hardly anything was acknowledged: {total}");
-}
-
-/// Reads until everything acknowledged was seen.
-fn read_until(client: &Client, text: &str, acked: &BTreeMap<(u32, u64), Vec<u8>>) -> BTreeMap<(u32, u64), Vec<u8>> {
-    let options = SubscribeOptions { start: Start::Earliest, shards: Shards::All, ..SubscribeOptions::default() };
-    let mut subscriber = client.subscribe(&name(text), options).unwrap();
-    let mut found = BTreeMap::new();
-    let mut missing: std::collections::BTreeSet<_> = acked.keys().copied().collect();
-    while !missing.is_empty() {
-        match subscriber.next_item(Some(Duration::from_secs(5))).unwrap() {
-            Some(Item::Records(batch)) => {
-                for record in batch.records() {
-                    let record = record.to_record().unwrap();
-                    missing.remove(&(record.shard.0, record.position.offset.0));
-                    found.insert((record.shard.0, record.position.offset.0), record.value.to_vec());
-                }
-            }
-            Some(_) => {}
-            None => break,
-        }
-    }
-    found
 }
 
 #[test]

@@ -8,6 +8,8 @@
 //! **See**: `durable_records.rs`, `durable_metadata.rs`, `at_rest.rs`.
 #![allow(dead_code, reason = "each test file that includes this uses a part of it")]
 
+pub mod acked;
+
 use felix_client::protocol::names::StreamName;
 use felix_client::{Client, ClientConfig, Context};
 use std::fs;
@@ -23,6 +25,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Broker {
     pub child: Option<Child>,
     pub data: PathBuf,
+    /// What it says; never on the disk that is tried.
+    pub log_path: PathBuf,
     pub listen: SocketAddr,
     pub http: SocketAddr,
     pub cores: u8,
@@ -38,7 +42,8 @@ impl Broker {
         fs::create_dir_all(&data).unwrap();
         let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        Broker { child: None, data, listen, http, cores, more: Vec::new() }
+        let log_path = data.with_extension("log");
+        Broker { child: None, data, log_path, listen, http, cores, more: Vec::new() }
     }
 
     pub fn command(&self) -> Process {
@@ -56,7 +61,7 @@ impl Broker {
     }
 
     pub fn start(&mut self) {
-        let log = fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
+        let log = fs::File::options().create(true).append(true).open(&self.log_path).unwrap();
         self.child = Some(self.command().stderr(log).spawn().unwrap());
         self.wait_until_ready();
     }
@@ -79,7 +84,7 @@ impl Broker {
     }
 
     pub fn log(&self) -> String {
-        fs::read_to_string(self.data.with_extension("log")).unwrap_or_default()
+        fs::read_to_string(&self.log_path).unwrap_or_default()
     }
 
     pub fn kill(&mut self) {
@@ -137,7 +142,7 @@ impl Drop for Broker {
         }
         if !std::thread::panicking() {
             let _ = fs::remove_dir_all(&self.data);
-            let _ = fs::remove_file(self.data.with_extension("log"));
+            let _ = fs::remove_file(&self.log_path);
         }
     }
 }
