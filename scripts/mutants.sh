@@ -74,7 +74,7 @@ if [ "$wanted" = "  " ]; then
         >"$copy/whole.test" 2>&1 || { echo "mutants: the tests fail without a twin, see $copy/whole.test" >&2; exit 2; }
 fi
 
-mutant sync-skipped broker/src/io/disk/blocking.rs "--test io_disk_trace --test durable_trace" <<'X'
+mutant sync-skipped broker/src/io/disk/blocking.rs "--test lossy_disk --test io_disk_trace --test durable_trace" <<'X'
     match unsafe { libc::fdatasync(file.as_file().as_raw_fd()) } {
 =====
     match unsafe { file.as_file().as_raw_fd() * 0 } {
