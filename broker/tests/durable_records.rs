@@ -6,11 +6,10 @@ use broker_process::acked::{Acked, create, publish, read_until};
 use broker_process::{Broker, PATIENCE, name};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use felix_client::protocol::metadata::{Durability, StreamSpec};
-use felix_client::{Client, Command, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions};
+use felix_client::{Client, Item, PublisherOptions, RecordToPublish, Shards, Start, SubscribeOptions};
 
 /// Kills of one run; `FELIX_KILLS=50` for the long one.
 fn kills() -> usize {
