@@ -289,7 +289,7 @@ impl Shards {
             if part.can_flush() {
                 part.flush_listed = false;
                 store.flush(now, shard);
-            } else if part.failed().is_none() && part.unflushed_bytes > 0 {
+            } else if part.takes_flushes() && part.unflushed_bytes > 0 {
                 // A job runs, or the WAL is not as far yet.
                 store.flush_wanted.push_back(id);
             } else {

@@ -26,6 +26,7 @@ use felix_wal::log::{Ended, Health, JobError, LogEvent, LogSettings, Maker, Meta
 use felix_wal::log_open::{OpenError, Opening};
 use felix_wal::queue::{DiskQueue, Slot};
 use felix_wal::recover::{Progress, RecoverError, Recovery};
+use felix_wal::repair::LOST_OFFSETS;
 use felix_wal::retire::Retire;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,8 +35,6 @@ use std::fmt;
 const HELD_BYTES_MAX: usize = 128 << 20;
 /// Bytes read at a time.
 const PIECE_BYTES: usize = 1 << 20;
-/// Offsets left out behind the end of a shard that goes on without some of its records: more than any WAL ring holds.
-pub const LOST_OFFSETS: u64 = 1 << 32;
 const WAL_SLOT: u32 = u32::MAX - 1;
 const RETIRE_SLOT: u32 = u32::MAX - 2;
 
@@ -222,8 +221,7 @@ pub fn recover(
 }
 
 /// After a loss of acknowledged data: every shard goes on so far behind its end that no offset is given again that somebody
-/// may have been told (DECISIONS 9); readers meet what is left out as a gap. A shard that does not open, or takes nothing
-/// because it is damaged, gives no offsets. Returns the number of shards. Nothing else may use the disk meanwhile.
+/// may have been told (DECISIONS 9); readers meet what is left out as a gap. A shard that does not open gives no offsets. Returns the number of shards. Nothing else may use the disk meanwhile.
 pub fn leave_out_lost(disk: &mut dyn Disk, maker: Maker, now: Timestamp) -> Result<usize, RecoveryError> {
     let failed = |path: &FilePath| {
         let path = path.clone();
@@ -239,7 +237,7 @@ pub fn leave_out_lost(disk: &mut dyn Disk, maker: Maker, now: Timestamp) -> Resu
         let Some(Name::Shard(id)) = Name::parse(&FilePath(format!("{folder}/{}", entry.name))) else { continue };
         let Ok(log) = work.open(id) else { continue };
         let Some(to) = log.flushed_to().checked_add(LOST_OFFSETS) else { continue };
-        if *log.health() != Health::Well {
+        if !log.takes_flushes() {
             continue;
         }
         let last = log.meta().included;
@@ -484,7 +482,8 @@ impl<'a> Work<'a> {
         let Some(shard) = self.shards.get_mut(&id) else { return Ok(()) };
         let job = |error| RecoveryError::Job { shard: id, error };
         if !shard.builder.is_empty() {
-            if shard.log.clean(self.now, &mut self.queue).map_err(job)? {
+            // A damaged log keeps its strays for whoever repairs it.
+            if *shard.log.health() == Health::Well && shard.log.clean(self.now, &mut self.queue).map_err(job)? {
                 self.finish(id)?;
             }
             let shard = self.shards.get_mut(&id).expect("just seen");

@@ -10,10 +10,11 @@
 mod one_core;
 
 use felix_protocol::time::Timestamp;
-use felix_shard::recovery::{self, LOST_OFFSETS, OnDamage, RecoveryError, RecoveryReport};
+use felix_shard::recovery::{self, OnDamage, RecoveryError, RecoveryReport};
 use felix_shard::store::StoreSettings;
 use felix_wal::disk::FilePath;
 use felix_wal::mem_disk::MemDisk;
+use felix_wal::repair::LOST_OFFSETS;
 use one_core::{Life, SHARDS, maker};
 
 fn recover(disk: &mut MemDisk, session: u64, on_damage: OnDamage) -> Result<RecoveryReport, RecoveryError> {

@@ -18,12 +18,13 @@ use crate::chunk_builder::ChunkBuilder;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
-use crate::format::meta::{EpochStart, GAPS_MAX, OpenSegment, ShardMeta};
+use crate::format::meta::{EpochStart, OpenSegment, ShardMeta};
 use crate::format::names::{Name, SegmentId};
 use crate::format::segment::{FIRST_CHUNK_AT, LogCursor, file_tag};
 pub use crate::job::{Ended, Job, JobError, LogEvent, MetaChange};
 use crate::queue::{DiskQueue, Slot};
 use crate::script::{Next, OpenChange, Progress, Script, SegmentsChange, Step, StepError};
+use crate::truncate::leave_out;
 use felix_protocol::ids::{NodeSession, ShardId};
 use felix_protocol::position::{Lineage, Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
@@ -82,7 +83,7 @@ pub(crate) struct OpenState {
 pub enum Health {
     /// Everything.
     Well,
-    /// Reads outside this range; nothing is written, cut or removed.
+    /// Reads outside this range; nothing is cut or removed. What the WAL acknowledged before may still be flushed.
     Damaged(OffsetRange),
     /// Reads of what was durable; a write or sync failed.
     Poisoned(StepError),
@@ -183,7 +184,7 @@ impl ShardLog {
             + self.open.as_ref().map_or(0, |it| size_of::<OpenState>() + size_of_val(it.sparse.entries()))
     }
 
-    /// Reads found this range damaged: nothing of it is served from now on, nothing is written or removed any more.
+    /// Reads found this range damaged: nothing of it is served from now on, nothing is cut or removed any more.
     pub fn mark_damaged(&mut self, range: OffsetRange) {
         let range = match &self.health {
             Health::Damaged(held) => OffsetRange { from: held.from.min(range.from), to: held.to.max(range.to) },
@@ -218,6 +219,41 @@ impl ShardLog {
             Health::Well => {}
         }
         if self.job.is_some() { Err(JobError::Busy) } else { Ok(()) }
+    }
+
+    /// As `may_begin`, for what only goes behind the end: damage below it does not keep that from being written, and what was
+    /// acknowledged must get out of the WAL.
+    pub(crate) fn may_go_on(&self) -> Result<(), JobError> {
+        match &self.health {
+            Health::Damaged(range) if range.to <= self.meta.flushed_to => match self.job {
+                Some(_) => Err(JobError::Busy),
+                None => Ok(()),
+            },
+            _ => self.may_begin(),
+        }
+    }
+
+    /// Whether batches that were acknowledged can still be flushed. A damaged log takes them, into a segment of its own.
+    pub fn takes_flushes(&self) -> bool {
+        match &self.health {
+            Health::Well => true,
+            Health::Damaged(range) => range.to <= self.meta.flushed_to,
+            Health::Poisoned(_) => false,
+        }
+    }
+
+    /// The segment that flushes go to is damaged: nothing is appended to it and it gets no index, which would say that it is
+    /// whole.
+    fn is_open_damaged(&self, open: &OpenState) -> bool {
+        matches!(&self.health, Health::Damaged(range) if range.to > open.base)
+    }
+
+    /// A new segment would find a file of its name. Who may clean does that first, without a look at names.
+    fn is_stray_in_the_way(&self) -> bool {
+        match self.health {
+            Health::Well => self.open.is_none(),
+            _ => self.strays.contains(&self.segment_path(self.meta.flushed_to)),
+        }
     }
 
     /// The meta to change for the next commit. What was to be moved away is, unless strays are left.
@@ -255,7 +291,7 @@ impl ShardLog {
         settings: &LogSettings,
         queue: &mut DiskQueue,
     ) -> Result<(), JobError> {
-        self.may_begin()?;
+        self.may_go_on()?;
         change.check()?;
         let expected = self.cursor();
         let end = builder.cursor().ok_or(JobError::NothingToFlush)?;
@@ -267,7 +303,7 @@ impl ShardLog {
         {
             return Err(JobError::Elsewhere { expected });
         }
-        if !self.strays.is_empty() && (self.meta.void_from.is_some() || self.open.is_none()) {
+        if !self.strays.is_empty() && (self.meta.void_from.is_some() || self.is_stray_in_the_way()) {
             return Err(JobError::NotClean);
         }
         let mut meta = self.next_meta();
@@ -286,6 +322,7 @@ impl ShardLog {
         let mut segments = SegmentsChange::None;
         let mut opened_bytes_min = 0;
         let stays = self.open.as_ref().filter(|open| open.used_bytes < settings.segment_bytes);
+        let stays = stays.filter(|open| !self.is_open_damaged(open));
         let open_change = if let Some(open) = stays {
             let path = self.segment_path(open.base);
             let file = open.file.unwrap_or_else(|| queue.file_key(self.slot));
@@ -370,9 +407,11 @@ impl ShardLog {
     }
 
     fn seal_steps(&self, open: &OpenState, steps: &mut VecDeque<Step>) {
-        let path = self.index_path(open.base);
-        let bytes = index_file(&self.maker, &self.meta, open.base, &self.open_index(open));
-        steps.push_back(Step::Op(path.clone(), DiskOp::Replace { path, bytes }));
+        if !self.is_open_damaged(open) {
+            let path = self.index_path(open.base);
+            let bytes = index_file(&self.maker, &self.meta, open.base, &self.open_index(open));
+            steps.push_back(Step::Op(path.clone(), DiskOp::Replace { path, bytes }));
+        }
         if let Some(file) = open.file {
             steps.push_back(Step::Op(self.segment_path(open.base), DiskOp::Close { file }));
         }
@@ -398,28 +437,15 @@ impl ShardLog {
     /// Goes on at `to`: the offsets before it, from the end on, are read as a gap and never given to a batch. After a stop that
     /// may have taken batches whose offsets somebody was told (DECISIONS 9).
     pub fn skip(&mut self, to: Offset, queue: &mut DiskQueue) -> Result<(), JobError> {
-        self.may_begin()?;
-        let range = OffsetRange { from: self.meta.flushed_to, to };
-        if to <= range.from {
-            return Err(JobError::OutOfRange {
-                offset: to,
-                range: OffsetRange { from: range.from, to: Offset(u64::MAX) },
-            });
-        }
+        self.may_go_on()?;
+        let mut meta = self.next_meta();
+        meta.open = None;
+        leave_out(&mut meta, to)?;
         let mut steps = VecDeque::new();
         let mut segments = SegmentsChange::None;
         if let Some(open) = &self.open {
             self.seal_steps(open, &mut steps);
             segments = SegmentsChange::Push(SegmentRef { base: open.base, bytes: open.size });
-        }
-        let mut meta = self.next_meta();
-        meta.open = None;
-        meta.flushed_to = to;
-        let is_full = meta.gaps.len() >= GAPS_MAX;
-        match meta.gaps.last_mut().filter(|last| last.to == range.from) {
-            Some(last) => last.to = to,
-            None if is_full => return Err(JobError::TooManyGaps),
-            None => meta.gaps.push(range),
         }
         steps.push_back(self.meta_step(&meta));
         steps.push_back(Step::Commit);

@@ -9,6 +9,7 @@
 //! **See**: `check.rs` for findings; a replica repairs by fetching, which needs none of this.
 
 use crate::disk::{Disk, DiskDone, DiskError, DiskOp, FilePath};
+use crate::format::entry::WalPosition;
 use crate::format::meta::{GAPS_MAX, OpenSegment, ShardMeta};
 use crate::format::names::Name;
 use crate::index_rebuild::{IndexRebuild, RebuildError};
@@ -25,12 +26,25 @@ use std::fmt;
 /// A decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// Give up everything from the first damage on: the log ends there, whatever is behind it.
+    /// Give up everything from the first damage on, also what the WAL still holds of the shard. The log goes on
+    /// `LOST_OFFSETS` behind its old end.
     TruncateAtDamage,
     /// Give up the offsets of the segment that begins here; the log goes on behind it with a gap.
     QuarantineSegment(Offset),
     /// Make the index of the segment that begins here again.
     RebuildIndex(Offset),
+}
+
+/// Offsets left out behind the end of a shard that goes on without some of its records: more than any WAL ring holds.
+pub const LOST_OFFSETS: u64 = 1 << 32;
+
+/// What the WALs hold of a shard, as a start would replay it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InWal {
+    /// Its last entry.
+    pub last: WalPosition,
+    /// One past the last offset.
+    pub end: Offset,
 }
 
 /// What was done.
@@ -40,6 +54,8 @@ pub struct RepairReport {
     pub choice: Choice,
     /// Offsets that were given up.
     pub given_up: Option<OffsetRange>,
+    /// Where the log goes on, if offsets were left out for that.
+    pub goes_on_at: Option<Offset>,
     /// Files moved to quarantine.
     pub quarantined: Vec<FilePath>,
 }
@@ -88,18 +104,20 @@ impl std::error::Error for RepairError {}
 const LOG: Slot = Slot(u32::MAX - 1);
 const OTHER: Slot = Slot(u32::MAX - 2);
 
-/// Carries one decision out. Nothing else may use the disk meanwhile.
+/// Carries one decision out. `in_wal` is what the next start would replay; a cut gives it up too. Nothing else may use the disk
+/// meanwhile.
 pub fn repair(
     disk: &mut dyn Disk,
     maker: Maker,
     shard: ShardId,
     choice: Choice,
+    in_wal: Option<InWal>,
     now: Timestamp,
 ) -> Result<RepairReport, RepairError> {
     let mut work = Work { disk, queue: DiskQueue::new() };
     let log = work.open(maker, shard, now)?;
     match choice {
-        Choice::TruncateAtDamage => work.truncate(log, choice, now),
+        Choice::TruncateAtDamage => work.truncate(log, choice, in_wal, now),
         Choice::QuarantineSegment(base) => work.quarantine(&log, choice, base, now),
         Choice::RebuildIndex(base) => work.rebuild(&log, choice, base),
     }
@@ -174,16 +192,26 @@ impl Work<'_> {
         Ok(found)
     }
 
-    fn truncate(&mut self, mut log: ShardLog, choice: Choice, now: Timestamp) -> Result<RepairReport, RepairError> {
+    fn truncate(
+        &mut self,
+        mut log: ShardLog,
+        choice: Choice,
+        in_wal: Option<InWal>,
+        now: Timestamp,
+    ) -> Result<RepairReport, RepairError> {
         let to = self.first_damage(&log)?.ok_or(RepairError::NothingDamaged)?;
-        let given_up = OffsetRange { from: to, to: log.flushed_to() };
+        let end = in_wal.map_or(log.flushed_to(), |it| it.end.max(log.flushed_to()));
+        let go_on_at = Offset(end.0.saturating_add(LOST_OFFSETS));
         // What was read up to `to` is whole: the cut looks only there.
         log.health = Health::Well;
         let point = self.find(&log, to)?;
         log.meta.compacted_to = log.meta.compacted_to.min(to);
-        log.cut(point, &MetaChange::default(), now, &mut self.queue).map_err(RepairError::Job)?;
+        // The WAL's entries are behind the damage: a start passes over them.
+        let change = MetaChange { included: in_wal.map(|it| it.last), ..MetaChange::default() };
+        log.cut_and_go_on_at(point, go_on_at, &change, now, &mut self.queue).map_err(RepairError::Job)?;
         let event = self.finish(&mut log)?;
-        Ok(RepairReport { choice, given_up: Some(given_up), quarantined: event.quarantined })
+        let given_up = Some(OffsetRange { from: to, to: end });
+        Ok(RepairReport { choice, given_up, goes_on_at: Some(go_on_at), quarantined: event.quarantined })
     }
 
     fn find(&mut self, log: &ShardLog, to: Offset) -> Result<CutPoint, RepairError> {
@@ -250,7 +278,7 @@ impl Work<'_> {
                 Err(error) => return Err(RepairError::Disk(error)),
             }
         }
-        Ok(RepairReport { choice, given_up: Some(given_up), quarantined })
+        Ok(RepairReport { choice, given_up: Some(given_up), goes_on_at: None, quarantined })
     }
 
     fn rebuild(&mut self, log: &ShardLog, choice: Choice, base: Offset) -> Result<RepairReport, RepairError> {
@@ -259,7 +287,7 @@ impl Work<'_> {
             let done = self.next()?;
             if let Some(result) = rebuild.handle(done, log, &mut self.queue) {
                 result.map_err(RepairError::Rebuild)?;
-                return Ok(RepairReport { choice, given_up: None, quarantined: Vec::new() });
+                return Ok(RepairReport { choice, given_up: None, goes_on_at: None, quarantined: Vec::new() });
             }
         }
     }

@@ -9,7 +9,7 @@
 //! **See**: `log.rs` for jobs, REPLICATION rules for who may ask for a cut.
 
 use crate::disk::{DiskDone, DiskOp, Priority};
-use crate::format::meta::{CUTS_MAX, Cut};
+use crate::format::meta::{CUTS_MAX, Cut, GAPS_MAX, ShardMeta};
 use crate::log::{Job, JobError, MetaChange, SegmentRef, ShardLog};
 use crate::queue::{DiskQueue, Slot};
 use crate::read::{ReadError, ReadFrom, ReadSettings, ReadState, Reader};
@@ -117,6 +117,23 @@ impl FindCut {
     }
 }
 
+/// Offsets from the end of the log to `to` become a gap.
+pub(crate) fn leave_out(meta: &mut ShardMeta, to: Offset) -> Result<(), JobError> {
+    let range = OffsetRange { from: meta.flushed_to, to };
+    if range.to <= range.from {
+        let range = OffsetRange { from: range.from, to: Offset(u64::MAX) };
+        return Err(JobError::OutOfRange { offset: to, range });
+    }
+    let is_full = meta.gaps.len() >= GAPS_MAX;
+    match meta.gaps.last_mut().filter(|last| last.to == range.from) {
+        Some(last) => last.to = to,
+        None if is_full => return Err(JobError::TooManyGaps),
+        None => meta.gaps.push(range),
+    }
+    meta.flushed_to = to;
+    Ok(())
+}
+
 impl ShardLog {
     fn check_cut(&self, to: Offset) -> Result<(), JobError> {
         let range = OffsetRange { from: self.meta.log_start.max(self.meta.compacted_to), to: self.meta.flushed_to };
@@ -130,6 +147,30 @@ impl ShardLog {
     pub fn cut(
         &mut self,
         point: CutPoint,
+        change: &MetaChange,
+        now: Timestamp,
+        queue: &mut DiskQueue,
+    ) -> Result<(), JobError> {
+        self.cut_to(point, None, change, now, queue)
+    }
+
+    /// Cuts what somebody was told of: the log goes on at `go_on_at`, and readers meet the offsets before it as a gap, so that
+    /// none is given twice (DECISIONS 9).
+    pub fn cut_and_go_on_at(
+        &mut self,
+        point: CutPoint,
+        go_on_at: Offset,
+        change: &MetaChange,
+        now: Timestamp,
+        queue: &mut DiskQueue,
+    ) -> Result<(), JobError> {
+        self.cut_to(point, Some(go_on_at), change, now, queue)
+    }
+
+    fn cut_to(
+        &mut self,
+        point: CutPoint,
+        go_on_at: Option<Offset>,
         change: &MetaChange,
         now: Timestamp,
         queue: &mut DiskQueue,
@@ -154,6 +195,9 @@ impl ShardLog {
             gap.to = gap.to.min(to);
         }
         meta.switch = meta.switch.filter(|range| range.to <= to);
+        if let Some(go_on_at) = go_on_at {
+            leave_out(&mut meta, go_on_at)?;
+        }
         change.apply(&mut meta);
         let mut steps = VecDeque::from([self.meta_step(&meta), Step::Commit]);
         let mut sealed = None;

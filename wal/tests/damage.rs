@@ -10,11 +10,11 @@ use felix_wal::check::{Consequence, What, check};
 use felix_wal::disk::FilePath;
 use felix_wal::dump::{Values, dump};
 use felix_wal::format::header::HeaderError;
-use felix_wal::log::{Ended, Health, JobError, MetaChange, ShardLog};
+use felix_wal::log::{Ended, Health, ShardLog};
 use felix_wal::log_open::{OpenError, Tail};
 use felix_wal::mem_disk::{Chance, Fault, MemDisk, OpKind};
 use felix_wal::read::{ReadFault, ReadFrom};
-use felix_wal::repair::{Choice, RepairError, repair};
+use felix_wal::repair::{Choice, LOST_OFFSETS, RepairError, repair};
 use kit::*;
 
 /// A folder with sealed segments, an open one, and all batches in it.
@@ -61,7 +61,8 @@ fn two_hundred_kinds_of_damage_serve_nothing_wrong() {
                 world.disk.overwrite(&path, at, &content[from..from + 4_096]);
             }
         }
-        let same = world.disk.content(&path).as_ref() == Some(&content);
+        let damaged = world.disk.content(&path);
+        let same = damaged.as_ref() == Some(&content);
         let before = world.disk.paths();
         let report = check(&mut world.disk, &maker().identity);
         let served = match world.open(9).unwrap() {
@@ -80,16 +81,20 @@ fn two_hundred_kinds_of_damage_serve_nothing_wrong() {
                     let first = all.iter().position(|batch| rest.first() == Some(batch));
                     assert!(rest.is_empty() || rest == all[first.unwrap()..][..rest.len()], "case {case}");
                 }
-                if let Health::Damaged(range) = log.health() {
-                    let range = *range;
-                    world.builder.begin(log.cursor());
-                    let mut stamper =
-                        Stamper { next: log.cursor().next, chain: log.cursor().chain, ..Default::default() };
-                    stamper.time = Timestamp(90_000);
-                    world.builder.push(&stamper.batch(&[(None, vec![1], false)]), false).unwrap();
-                    let result = log.flush(&mut world.builder, &MetaChange::default(), &SETTINGS, &mut world.queue);
-                    assert_eq!(result, Err(JobError::Damaged(range)), "a damaged log grows");
+                if matches!(log.health(), Health::Damaged(_)) {
                     assert!(log.clean(Timestamp(9), &mut world.queue).is_err(), "a damaged log throws away");
+                    // What the WAL still holds goes to a segment of its own; what was served before is served again.
+                    world.builder.begin(log.cursor());
+                    let end = log.cursor().next;
+                    let mut stamper = Stamper { next: end, chain: log.cursor().chain, ..Default::default() };
+                    stamper.time = Timestamp(90_000);
+                    let batch = stamper.batch(&[(None, vec![1], false)]);
+                    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+                    let (log, _) = world.open(10).unwrap().unwrap();
+                    assert_eq!(world.read(&log, ReadFrom::Offset(Offset(0))).unwrap().0, read, "case {case} {path}");
+                    let (behind, position, error) = world.read(&log, ReadFrom::Offset(end)).unwrap();
+                    assert_eq!((behind, position, error), (vec![batch], stamper.next, None), "case {case} {path}");
+                    assert_eq!(world.disk.content(&path), damaged, "case {case}: the damaged file was written to");
                 }
                 let whole = read.len() == all.len() && error.is_none() && opened.damage.is_none();
                 if whole {
@@ -200,18 +205,24 @@ fn a_person_may_cut_at_the_damage() {
     let (good, _, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
     let error = error.unwrap();
     assert!(matches!(error.fault, ReadFault::Chunk(_)));
-    let report = repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, Timestamp(50)).unwrap();
+    let report = repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, None, Timestamp(50)).unwrap();
     assert_eq!(report.given_up, Some(OffsetRange { from: error.next, to: log.flushed_to() }));
     assert!(!report.quarantined.is_empty());
     let (mut log, opened) = world.open(60).unwrap().unwrap();
-    assert_eq!((opened.damage, log.flushed_to()), (None, error.next));
-    assert!(world.read(&log, ReadFrom::Offset(Offset(0))).unwrap().0 == good && good == all[..good.len()]);
+    // The offsets that were given up are given to nobody else.
+    let end = Offset(report.given_up.unwrap().to.0 + LOST_OFFSETS);
+    assert_eq!((opened.damage, log.flushed_to(), report.goes_on_at), (None, end, Some(end)));
+    let (read, _, gap) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
+    assert!(read == good && good == all[..good.len()]);
+    assert_eq!(gap.unwrap().fault, ReadFault::Gap(OffsetRange { from: error.next, to: end }));
     let cursor = log.cursor();
     let mut stamper = Stamper { next: cursor.next, chain: cursor.chain, time: Timestamp(9_000), ..Default::default() };
     let batch = stamper.batch(&[(None, vec![1], false)]);
-    assert_eq!(world.flush(&mut log, &[batch]).unwrap().ended, Ended::Done);
-    assert_eq!(check(&mut world.disk, &maker().identity).findings, []);
-    let again = repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, Timestamp(70));
+    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+    assert_eq!(world.read(&log, ReadFrom::Offset(end)).unwrap().0, [batch]);
+    let findings = check(&mut world.disk, &maker().identity).findings;
+    assert!(matches!(findings[..], [ref it] if it.what == What::Gap), "{findings:?}");
+    let again = repair(&mut world.disk, maker(), SPEC.shard, Choice::TruncateAtDamage, None, Timestamp(70));
     assert_eq!(again, Err(RepairError::NothingDamaged));
 }
 
@@ -224,7 +235,7 @@ fn a_person_may_give_a_segment_up() {
         let mut world = World::new(world.disk.clone());
         break_chunk(&mut world, base, 4_096);
         let choice = Choice::QuarantineSegment(base);
-        let report = repair(&mut world.disk, maker(), SPEC.shard, choice, Timestamp(50)).unwrap();
+        let report = repair(&mut world.disk, maker(), SPEC.shard, choice, None, Timestamp(50)).unwrap();
         let gap = OffsetRange { from: base, to: end };
         assert_eq!(report.given_up, Some(gap));
         let (mut log, opened) = world.open(60).unwrap().unwrap();
@@ -245,7 +256,8 @@ fn a_person_may_give_a_segment_up() {
         assert!(matches!(findings[..], [ref it] if it.what == What::Gap), "{findings:?}");
     }
     let mut world = World::new(world.disk.clone());
-    let nothing = repair(&mut world.disk, maker(), SPEC.shard, Choice::QuarantineSegment(Offset(1)), Timestamp(5));
+    let nothing =
+        repair(&mut world.disk, maker(), SPEC.shard, Choice::QuarantineSegment(Offset(1)), None, Timestamp(5));
     assert_eq!(nothing, Err(RepairError::NoSegment(Offset(1))));
 }
 
@@ -261,7 +273,7 @@ fn a_lost_index_is_made_again_as_it_was() {
     let wanted = Offset(base.0 + 5);
     let (read, _, error) = world.read(&log, ReadFrom::Offset(wanted)).unwrap();
     assert!(error.is_none() && read == all[all.len() - read.len()..]);
-    repair(&mut world.disk, maker(), SPEC.shard, Choice::RebuildIndex(base), Timestamp(5)).unwrap();
+    repair(&mut world.disk, maker(), SPEC.shard, Choice::RebuildIndex(base), None, Timestamp(5)).unwrap();
     assert!(world.disk.content(&path).unwrap() == good);
     assert_eq!(check(&mut world.disk, &maker().identity).findings, []);
 }

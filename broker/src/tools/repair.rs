@@ -134,7 +134,11 @@ fn quoted(text: &str) -> String {
 fn perform(disk: &mut dyn Disk, maker: Maker, work: Work, now: Timestamp) -> Result<(Cost, Vec<FilePath>), String> {
     match work {
         Work::Shard(shard, choice) => {
-            let report = repair(disk, maker, shard, choice, now).map_err(|error| error.to_string())?;
+            let in_wal = match choice {
+                Choice::TruncateAtDamage => wal_entries::of_shard(disk, maker.identity, shard)?,
+                Choice::QuarantineSegment(_) | Choice::RebuildIndex(_) => None,
+            };
+            let report = repair(disk, maker, shard, choice, in_wal, now).map_err(|error| error.to_string())?;
             Ok((shard_cost(shard, &report), report.quarantined))
         }
         Work::Wal(wal) => {
@@ -186,9 +190,9 @@ fn shard_cost(shard: ShardId, report: &RepairReport) -> Cost {
     match report.given_up.filter(|range| range.from < range.to) {
         Some(range) => {
             let words = format!("{}..{}", range.from, range.to);
-            let after = match report.choice {
-                Choice::TruncateAtDamage => format!("the log ends at {}", range.from),
-                _ => "readers meet them as a gap".to_string(),
+            let after = match report.goes_on_at {
+                Some(at) => format!("the log goes on at {at}, so that no offset is given twice; readers meet a gap"),
+                None => "readers meet them as a gap".to_string(),
             };
             Cost { text: format!("{name}: offsets {words} are given up, {after}."), words }
         }

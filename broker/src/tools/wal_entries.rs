@@ -7,12 +7,13 @@
 //! **See**: `felix_wal::recover`.
 
 use felix_protocol::ids::ShardId;
-use felix_protocol::position::OffsetRange;
+use felix_protocol::position::{Offset, OffsetRange};
 use felix_wal::disk::Disk;
 use felix_wal::format::entry::{Entry, EntryBody, WalPosition};
 use felix_wal::format::header::Identity;
 use felix_wal::format::names::WalId;
 use felix_wal::recover::{RecoverError, Recovery, Report};
+use felix_wal::repair::InWal;
 use std::collections::BTreeMap;
 
 /// Bytes read at a time.
@@ -78,11 +79,34 @@ pub fn appended(disk: &mut dyn Disk, identity: Identity, wal: WalId) -> Result<(
             return;
         }
         let from = append.base_offset;
-        let to = felix_protocol::position::Offset(from.0.saturating_add(append.offset_count.into()));
+        let to = Offset(from.0.saturating_add(append.offset_count.into()));
         let (range, batches) = shards.entry(entry.shard).or_insert((OffsetRange { from, to }, 0));
         range.from = range.from.min(from);
         range.to = range.to.max(to);
         *batches += 1;
     })?;
     Ok((report, shards))
+}
+
+/// What a start would replay of one shard. Refused while a WAL is damaged: what it lost may be of this shard.
+pub fn of_shard(disk: &mut dyn Disk, identity: Identity, shard: ShardId) -> Result<Option<InWal>, String> {
+    let mut found: Option<InWal> = None;
+    let report = each(disk, identity, |position, entry| {
+        let EntryBody::Append(append) = &entry.body else { return };
+        if entry.shard != shard {
+            return;
+        }
+        let end = Offset(append.base_offset.0.saturating_add(append.offset_count.into()));
+        let key = |it: WalPosition| (it.wal.session, it.lsn);
+        let held = found.get_or_insert(InWal { last: position, end });
+        held.end = held.end.max(end);
+        if key(position) > key(held.last) {
+            held.last = position;
+        }
+    })
+    .map_err(|error| format!("the write-ahead log cannot be read: {error}"))?;
+    match report.wals.iter().find(|it| it.is_damaged()) {
+        Some(wal) => Err(format!("{} is damaged and may hold records of the shard; decide about it first", wal.wal)),
+        None => Ok(found),
+    }
 }

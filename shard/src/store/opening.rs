@@ -24,7 +24,7 @@ use felix_protocol::position::Offset;
 use felix_protocol::time::Now;
 use felix_wal::disk::{DiskDone, DiskOk, DiskOp, Priority, Ticket};
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
-use felix_wal::log::{Ended, Health, ShardLog};
+use felix_wal::log::{Ended, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
 use felix_wal::queue::Slot;
 use felix_wal::read::{ReadFault, ReadFrom, ReadSettings, ReadState, Reader};
@@ -217,7 +217,7 @@ impl Store {
 
     fn prepare(&mut self, shard: &OpeningShard, mut log: Box<ShardLog>, limits: &Limits) -> Stage {
         let shows_early = Checkpoint::decode(&log.meta().settings).is_some_and(|it| it.shows_early);
-        if !(self.after_crash && shows_early) || *log.health() != Health::Well {
+        if !(self.after_crash && shows_early) || !log.takes_flushes() {
             return self.load_producers(shard, log, limits);
         }
         let end = log.flushed_to();

@@ -168,9 +168,14 @@ impl DiskPart {
         matches!(self.work, Work::Idle) && !self.log.is_busy()
     }
 
+    /// Its segments take what was acknowledged, also with damage below: what is only in the WAL pins it for all shards.
+    pub(crate) fn takes_flushes(&self) -> bool {
+        !self.wal_failed && self.log.takes_flushes()
+    }
+
     /// There is something to flush that the WAL has made durable.
     pub(crate) fn can_flush(&self) -> bool {
-        self.is_idle() && self.failed().is_none() && self.log.flushed_to() < self.durable_to
+        self.is_idle() && self.takes_flushes() && self.log.flushed_to() < self.durable_to
     }
 
     /// Forgets the entries that are in segments. Returns their bytes.
