@@ -254,13 +254,19 @@ pub fn run(common: &Common, args: &DurableArgs) -> Result<(), Error> {
             waits.iter().map(|wait| Entrant { store: *store, wait: *wait })
         })
         .collect();
-    let mut report = Report::of(common, entrants.len() * common.runs * 2)?;
+    let loads = [
+        // One at a time, with a disk that rests in between, and without a pause; then as many as go.
+        AckLoad::Rate { per_second: args.rate },
+        AckLoad::Window { records: 1 },
+        AckLoad::Window { records: args.in_flight },
+    ];
+    let mut report = Report::of(common, entrants.len() * common.runs * loads.len())?;
     let mut machine = crate::ground::machine();
     machine["nats"] = crate::ground::version(&args.nats.to_string_lossy(), "--version").into();
     report.json("machine", &machine)?;
     let keeper = certificates(common)?;
     let length = Duration::from_secs(common.seconds).max(Duration::from_millis(500));
-    for load in [AckLoad::Rate { per_second: args.rate }, AckLoad::Window { records: args.in_flight }] {
+    for load in loads {
         let task = Task { load, length, value_bytes: common.value_bytes };
         let mut rows: Vec<Vec<Option<DurableRow>>> = vec![Vec::new(); entrants.len()];
         for _ in 0..common.runs {
@@ -326,16 +332,16 @@ fn one(
 }
 
 fn floor(data: &Path, task: &Task) -> Result<DurableRow, Error> {
-    let records = match task.load {
-        AckLoad::Rate { .. } => 1,
-        AckLoad::Window { records } => records as usize,
+    let (records, pace) = match task.load {
+        AckLoad::Rate { per_second } => (1, Some(Duration::from_secs(1) / per_second as u32)),
+        AckLoad::Window { records } => (records as usize, None),
     };
     // One record fits a block; many are written together, as a group commit at its best does.
     let bytes = (records * (task.value_bytes + RECORD_OVERHEAD_BYTES)).next_multiple_of(disk::BLOCK);
     let count = FLOOR_WRITES_MAX.min(FLOOR_BYTES_MAX / bytes);
     let ticks = Ticks::now();
     let cpu = cpu_ns(std::process::id())?;
-    let times = disk::write_and_sync(data, bytes, count, task.length)?;
+    let times = disk::write_and_sync(data, bytes, count, task.length, pace)?;
     let ours = cpu_ns(std::process::id())? - cpu;
     let (after, syncs) = (Ticks::now(), times.both.len().max(1) as u64);
     let us = |q| quantile(&times.both, q) as f64 / 1e3;
@@ -344,7 +350,10 @@ fn floor(data: &Path, task: &Task) -> Result<DurableRow, Error> {
     Ok(DurableRow {
         system: Store::DiskFloor.name(),
         wait: "-".into(),
-        rate: None,
+        rate: match task.load {
+            AckLoad::Rate { per_second } => Some(per_second),
+            AckLoad::Window { .. } => None,
+        },
         in_flight: records as u64,
         value_bytes: task.value_bytes,
         p50_us: us(0.5),

@@ -46,7 +46,7 @@ pub fn run(common: &Common, data: &Path, relay: bool) -> Result<(), Error> {
         }
     }
     std::fs::create_dir_all(data)?;
-    let times = disk::write_and_sync(data, disk::BLOCK, 4_000, Duration::from_secs(3))?;
+    let times = disk::write_and_sync(data, disk::BLOCK, 4_000, Duration::from_secs(3), None)?;
     let us = |list: &[u64], q| quantile(list, q) as f64 / 1e3;
     report.say(&format!(
         "4 KiB O_DIRECT write, {}: p50 {:.0} us, p99 {:.0} us; with fdatasync p50 {:.0} us, p99 {:.0} us ({} times)",

@@ -126,6 +126,9 @@ struct Common {
     /// Cores of the broker, on CPUs 0, 1, ... (the clients are on CPU 1).
     #[arg(long, default_value_t = 1)]
     cores: usize,
+    /// All cores of the broker on CPU 0, where no client is: what a core more costs, not what it gives.
+    #[arg(long)]
+    one_cpu: bool,
     /// Processes that share the subscribers, beside one for the publisher; 0: one process with all clients.
     #[arg(long, default_value_t = 0)]
     processes: usize,

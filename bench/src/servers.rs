@@ -69,7 +69,8 @@ impl Server {
     pub fn broker_in(common: &Common, parent: &Path) -> Result<Server, Error> {
         let folder = fresh_folder(parent)?;
         let (addr, http) = (free_port()?, std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?);
-        let cpus = (0..common.cores).map(|cpu| cpu.to_string()).collect::<Vec<_>>().join(",");
+        let cpu_of = |core: usize| if common.one_cpu { 0 } else { core };
+        let cpus = (0..common.cores).map(|core| cpu_of(core).to_string()).collect::<Vec<_>>().join(",");
         let mut command = Command::new(&common.broker);
         on_cpus(&mut command, None);
         let child = command
@@ -209,7 +210,7 @@ impl Drop for Server {
 
 /// Certificates of a broker's development authority, made once for floor and peers of a run.
 pub fn certificates(common: &Common) -> Result<Server, Error> {
-    Server::broker(&Common { wait: Wait::Park, cores: 1, ..common.clone() })
+    Server::broker(&Common { wait: Wait::Park, cores: 1, one_cpu: false, ..common.clone() })
 }
 
 /// The clients' pinning is not inherited: a server pins itself, or runs on one CPU.

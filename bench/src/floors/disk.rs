@@ -64,8 +64,15 @@ fn with_file<T>(folder: &Path, work: impl FnOnce(&Path) -> io::Result<T>) -> io:
     result
 }
 
-/// Writes `bytes` (whole blocks) and syncs, `count` times in a file below `folder`, but not for longer than `at_most`.
-pub fn write_and_sync(folder: &Path, bytes: usize, count: usize, at_most: Duration) -> io::Result<Times> {
+/// Writes `bytes` (whole blocks) and syncs, `count` times in a file below `folder`, but not for longer than `at_most`. With a
+/// `pace` one begins at each multiple of it: a device that rested takes longer.
+pub fn write_and_sync(
+    folder: &Path,
+    bytes: usize,
+    count: usize,
+    at_most: Duration,
+    pace: Option<Duration>,
+) -> io::Result<Times> {
     with_file(folder, |path| {
         fill(path, (bytes * count) as u64)?;
         let file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path)?;
@@ -73,6 +80,9 @@ pub fn write_and_sync(folder: &Path, bytes: usize, count: usize, at_most: Durati
         let mut times = Times { write: Vec::with_capacity(count), both: Vec::with_capacity(count) };
         let begun = Instant::now();
         for index in 0..count {
+            if let Some(pace) = pace {
+                std::thread::sleep((pace * index as u32).saturating_sub(begun.elapsed()));
+            }
             let started = Instant::now();
             file.write_all_at(block.bytes(), (index * bytes) as u64)?;
             times.write.push(started.elapsed().as_nanos() as u64);

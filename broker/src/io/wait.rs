@@ -61,7 +61,7 @@ const RETRY_LAST: Duration = Duration::from_millis(1);
 /// Hybrid, with a commit under way: how long after the last work the loop polls at least. A data sync takes 100 us on the
 /// reference disk, more than `spin`; to park and be woken costs the core more than to poll for that long (both measured,
 /// broker/DESIGN.md). Disks that take longer cost this much CPU per commit.
-const COMMIT_SPIN: Duration = Duration::from_micros(400);
+const COMMIT_SPIN: Duration = Duration::from_micros(200);
 
 /// How a core's loop waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
