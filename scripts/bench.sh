@@ -26,9 +26,10 @@ done
 echo "== CPU of the server per delivery, lockstep"
 felix-bench fanout "${short[@]}" --wait busy --batch 1,8
 felix-bench peers "${short[@]}" --wait park --udp-payload 16383 --subscribers 100 --rate lockstep --batch 1,8 --systems felix,nats-tls,redis-tls
-echo "== one core and two"
+echo "== one core and two, on one CPU: two CPUs would be shared with the clients"
 for cores in 1 2; do
-    felix-bench fanout "${short[@]}" --wait park --cores "$cores" --systems felix --subscribers 100 --rate lockstep --batch 8
+    felix-bench fanout "${short[@]}" --wait park --cores "$cores" --one-cpu --systems felix --subscribers 100 \
+        --rate lockstep --batch 8,64
 done
 echo "== one slow subscriber among a hundred"
 felix-bench slow --runs "$runs" --seconds 4 --wait hybrid --udp-payload 16383 --systems felix,nats-tls

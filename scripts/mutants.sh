@@ -84,6 +84,21 @@ mutant memory-not-let-go shard/src/shard.rs "--test memory_is_let_go" <<'X'
 =====
             return (self.log.held_bytes() > 0 && self.may_let_flushed_go(part)).then_some(now.wall);
 X
+mutant damaged-shard-pins-wal wal/src/log.rs "--test damaged_shard" <<'X'
+            Health::Damaged(range) => range.to <= self.meta.flushed_to,
+=====
+            Health::Damaged(_) => false,
+X
+mutant cut-leaves-wal wal/src/repair.rs "--test damaged_shard --test damaged_records" <<'X'
+        let change = MetaChange { included: in_wal.map(|it| it.last), ..MetaChange::default() };
+=====
+        let change = MetaChange { included: in_wal.map(|it| it.last).filter(|_| false), ..MetaChange::default() };
+X
+mutant cut-gives-offsets-again wal/src/repair.rs "--test damaged_shard --test damaged_records --test damage" <<'X'
+        let go_on_at = Offset(end.0.saturating_add(LOST_OFFSETS));
+=====
+        let go_on_at = Offset(to.0.saturating_add(1));
+X
 mutant ack-before-durable shard/src/shard.rs "--test durable_shards --test durable_trace" <<'X'
 part.is_early() || to <= part.durable_to) {
 =====
