@@ -268,6 +268,13 @@ impl ControlThread {
         self.proposals.spawn(async move { (Origin::Producers { core }, proposal.await) });
     }
 
+    /// Shards whose files the metadata know to be there.
+    pub fn made_shards(&self) -> BTreeSet<ShardId> {
+        let made =
+            |state: &State| state.streams().flat_map(|it| &it.shards).filter(|it| it.made).map(|it| it.shard).collect();
+        self.node.read(made)
+    }
+
     fn has_made_to_tell(&self) -> bool {
         !self.made.is_empty() && !self.made_proposed && !self.failed
     }
