@@ -33,13 +33,14 @@ use crate::self_check;
 use crate::space::{Reserve, SpaceKeeper};
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Roles;
-use felix_protocol::ids::CoreId;
+use felix_protocol::ids::{CoreId, ShardId};
 use felix_protocol::time::Timestamp;
 use felix_quic::{CoreSlot, Endpoint, EndpointConfig, EndpointSecrets, RetryPolicy, TransportConfig};
 use felix_shard::recovery::{self, OnDamage, RecoveryError, RecoveryReport};
 use felix_shard::store::{Store, StoreSettings};
 use felix_wal::log::Maker;
 use ring::rand::SecureRandom;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -141,10 +142,12 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         region: data.identity().region.to_string(),
     };
     let maker = Maker { identity: *data.identity(), session: data.session() };
-    // Two seats more than cores: what earlier starts left is brought into order before any core runs; the disk may be full.
-    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 2)?;
+    // Three seats more than cores: what earlier starts left is brought into order before any core runs, the disk may be full,
+    // and what waits for a shard's files is looked at when the metadata are there.
+    let (disk_helper, mut seats) = disk::start(data.path(), usize::from(cores) + 3)?;
+    let last_seat = seats.pop().ok_or("no seat for what recovery left")?;
     let reserve = Reserve::new(data.path());
-    let was_clean = recover_storage(seats.split_off(cores.into()), maker, args, &reserve)?;
+    let mut recovered = recover_storage(seats.split_off(cores.into()), maker, args, &reserve)?;
     if crate::io::sys::space(data.path()).is_ok_and(|space| space.available < START_BYTES) {
         give_up_reserve(&reserve)?;
     }
@@ -172,6 +175,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = runtime.block_on(ControlThread::open(settings, control_port, readiness.clone()))?;
+    set_aside(last_seat, maker, &mut recovered, &control.made_shards())?;
     data.finish()?;
 
     let mut joins = Vec::new();
@@ -195,7 +199,7 @@ pub fn run_dev(args: &DevArgs) -> Result<(), BootError> {
         let places = cpus[index].map(|own| disk::thread_places(args.wait.into(), own, &core_cpus, &allowed));
         let settings = StoreSettings { sweeps: index == 0, ..StoreSettings::default() };
         let mut store = Store::new(settings, maker, CoreId(index as u8), salt()?);
-        store.set_after_crash(!was_clean);
+        store.set_after_crash(!recovered.was_clean);
         let join = spawn_core(spec, move |handle| async move {
             let mut core = Core::new(config);
             core.set_store(store);
@@ -254,17 +258,23 @@ fn give_up_reserve(reserve: &Reserve) -> Result<bool, BootError> {
     Ok(was_there)
 }
 
-/// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try. Tells whether the last stop
-/// was clean.
-fn recover_storage(seats: Vec<DiskSeat>, maker: Maker, args: &DevArgs, reserve: &Reserve) -> Result<bool, BootError> {
+/// Brings what the write-ahead logs of earlier starts hold into segments. One seat per try.
+fn recover_storage(
+    seats: Vec<DiskSeat>,
+    maker: Maker,
+    args: &DevArgs,
+    reserve: &Reserve,
+) -> Result<RecoveryReport, BootError> {
     let mut seats = seats.into_iter();
     let mut next = || seats.next().ok_or("no seat for recovery");
     let report = match try_recovery(next()?, maker, args)? {
         Err(error) if error.is_full() && give_up_reserve(reserve)? => try_recovery(next()?, maker, args)??,
         result => result?,
     };
-    tell(&report);
-    Ok(report.was_clean)
+    for lost in &report.accepted {
+        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
+    }
+    Ok(report)
 }
 
 /// The outer error: no disk.
@@ -303,17 +313,30 @@ fn try_recovery(
     Ok(result)
 }
 
-/// What of a recovery needs somebody's attention.
-fn tell(report: &RecoveryReport) {
-    for lost in &report.accepted {
-        crate::log::error("acknowledged data was lost, as was accepted", &[("what", lost)]);
+/// What recovery left because of shards without files: kept where it is while the metadata say that files were made, since
+/// then somebody took them and may put them back.
+fn set_aside(
+    seat: DiskSeat,
+    maker: Maker,
+    report: &mut RecoveryReport,
+    made: &BTreeSet<ShardId>,
+) -> Result<(), BootError> {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    if !report.waiting.is_empty() {
+        let mut port = seat.open(disk::Places::default())?;
+        recovery::set_aside(&mut port, maker, Timestamp(wall), report, |shard| made.contains(&shard))?;
     }
     for (shard, entries) in &report.orphans {
-        crate::log::error(
-            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine",
-            &[("shard", &shard.to_string()), ("entries", &entries.to_string())],
-        );
+        let waits = report.waiting.iter().any(|(_, shards)| shards.contains(shard));
+        let what = if waits {
+            "the write-ahead log holds data of a shard whose files were taken away; it is kept until they are put back or \
+             the stream is deleted"
+        } else {
+            "the write-ahead log holds data of a shard that has no files here; it is kept in quarantine"
+        };
+        crate::log::error(what, &[("shard", &shard.to_string()), ("entries", &entries.to_string())]);
     }
+    Ok(())
 }
 
 /// Three lines for a newcomer on stdout, facts for the log on stderr.

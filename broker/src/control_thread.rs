@@ -5,6 +5,7 @@
 //! ToControl (admin, stats, reports, producers) -> ControlNode / StatsBook -> FromControl (replies, changes, blocks)
 //! a write: proposal, polled beside the mail -> on disk, applied -> changes to every core -> its reply
 //! a write that makes the first sealed stream of a tenant: a data key, on disk, to every core -> proposal
+//! shards whose files are there (reports) -> ShardsMade, as many at once as a command holds, one command at a time
 //! SIGTERM, SIGINT -> Drain -> cores empty or time over -> Stop    SIGHUP, changed files -> ReloadTls; SIGHUP -> Keys
 //! ```
 //!
@@ -27,13 +28,13 @@ use crate::stats_book::StatsBook;
 use crate::tls_files::TlsFiles;
 use felix_control::authorise::Principal;
 use felix_control::command::Internal;
-use felix_control::limits::PROPOSALS_MAX;
+use felix_control::limits::{PROPOSALS_MAX, SHARDS_MADE_MAX};
 use felix_control::node::{ControlNode, Identity, NodeSettings, ProposeError};
 use felix_control::replica::Watch;
 use felix_control::state::{Applied, ProducerBlock, State};
 use felix_control::watch::Change;
 use felix_protocol::error_code::ErrorCode;
-use felix_protocol::ids::{CoreId, NodeSession};
+use felix_protocol::ids::{CoreId, NodeSession, ShardId};
 use felix_protocol::limits::CORES_MAX;
 use felix_protocol::metadata::{Command, Reply};
 use felix_protocol::position::Lineage;
@@ -60,11 +61,14 @@ const RETRY: Duration = Duration::from_millis(1);
 const MAIL_BUDGET: usize = 1_024;
 
 /// Writes of clients that may wait for their commit. The rest of what the metadata take at once is for the cores, each
-/// of which asks for one block of producer ids at a time.
-const WRITES_MAX: usize = PROPOSALS_MAX - CORES_MAX as usize;
+/// of which asks for one block of producer ids at a time, and for the made shards.
+const WRITES_MAX: usize = PROPOSALS_MAX - CORES_MAX as usize - 1;
 
 /// Longest a question for numbers waits for the cores; then it is answered with what is known.
 const FRESH: Duration = Duration::from_millis(200);
+
+/// After metadata that took no note of made shards: when they are told again.
+const MADE_RETRY: Duration = Duration::from_millis(100);
 
 /// Between two questions for the shards that a start still opens.
 const OPENING: Duration = Duration::from_millis(10);
@@ -110,6 +114,8 @@ enum Origin {
     Client { core: usize, conn: ConnKey, request_id: u32 },
     /// A core that needs producer ids.
     Producers { core: usize },
+    /// The first so many of the made shards.
+    Made { count: usize },
 }
 
 /// Why the control thread could not begin.
@@ -142,6 +148,10 @@ pub struct ControlThread {
     opening: Vec<Option<u32>>,
     /// Every core opened its shards once.
     serves: bool,
+    /// Made shards that the metadata are to note: at most those that exist, each once per start.
+    made: VecDeque<ShardId>,
+    /// A proposal for the first of them is under way.
+    made_proposed: bool,
     told_opening: Instant,
 }
 
@@ -189,6 +199,8 @@ impl ControlThread {
             failed: false,
             opening: vec![None; cores],
             serves: false,
+            made: VecDeque::new(),
+            made_proposed: false,
             told_opening: Instant::now(),
             settings,
         };
@@ -254,6 +266,43 @@ impl ControlThread {
         let command = Internal::AllocateProducers { core: CoreId(core as u8), count: PRODUCER_BLOCK };
         let proposal = self.node.propose_internal(wall(), command);
         self.proposals.spawn(async move { (Origin::Producers { core }, proposal.await) });
+    }
+
+    /// Shards whose files the metadata know to be there.
+    pub fn made_shards(&self) -> BTreeSet<ShardId> {
+        let made =
+            |state: &State| state.streams().flat_map(|it| &it.shards).filter(|it| it.made).map(|it| it.shard).collect();
+        self.node.read(made)
+    }
+
+    fn has_made_to_tell(&self) -> bool {
+        !self.made.is_empty() && !self.made_proposed && !self.failed
+    }
+
+    /// One proposal at a time, so that a start with very many shards leaves room for others.
+    fn propose_made(&mut self) {
+        if !self.has_made_to_tell() {
+            return;
+        }
+        self.made_proposed = true;
+        let shards: Vec<ShardId> = self.made.iter().take(SHARDS_MADE_MAX).copied().collect();
+        let count = shards.len();
+        let proposal = self.node.propose_internal(wall(), Internal::ShardsMade { shards });
+        self.proposals.spawn(async move { (Origin::Made { count }, proposal.await) });
+    }
+
+    fn on_made_noted(&mut self, count: usize, result: Result<Applied, ProposeError>) {
+        self.made_proposed = false;
+        match result.map(|applied| applied.outcome) {
+            // Again after a pause, see `run`.
+            Err(ProposeError::Busy { .. } | ProposeError::NotLeader { .. }) => return,
+            Ok(Ok(_)) => {}
+            // Nothing depends on it but a warning; the next start tells them again.
+            Ok(Err(refused)) => crate::log::error("made shards were not noted", &[("why", &refused.detail)]),
+            Err(ProposeError::Stopped { .. }) => {}
+        }
+        self.made.drain(..count);
+        self.propose_made();
     }
 
     /// Tells every core what it has missed.
@@ -361,6 +410,8 @@ impl ControlThread {
                     self.readiness.set_failed(format!("storage of core {core} failed: {why}"));
                 }
                 self.stats.take(&report);
+                self.made.extend(&report.made);
+                self.propose_made();
             }
         }
     }
@@ -480,6 +531,7 @@ impl ControlThread {
                 };
                 self.answer(core, conn, request_id, result);
             }
+            (Origin::Made { count }, result) => self.on_made_noted(count, result),
             (Origin::Producers { core }, result) => match result {
                 Ok(Applied { producers: Some(block), .. }) => self.give_producers(block),
                 Ok(Applied { outcome, .. }) => {
@@ -524,6 +576,7 @@ impl ControlThread {
                 () = tokio::time::sleep(RETRY), if !flushed => {}
                 () = tokio::time::sleep(FRESH), if !self.questions.is_empty() => {}
                 () = tokio::time::sleep(OPENING), if !self.serves => self.ask_for_opening(),
+                () = tokio::time::sleep(MADE_RETRY), if self.has_made_to_tell() => self.propose_made(),
                 _ = terminate.recv(), if draining.is_none() => draining = Some(self.drain("SIGTERM")),
                 _ = interrupt.recv() => match draining {
                     None => draining = Some(self.drain("SIGINT")),

@@ -390,6 +390,7 @@ impl Core {
     }
 
     fn on_changes(&mut self, now: Now, routing_version: u64, changes: &[Change]) {
+        let is_same = routing_version == self.routes.version();
         let Core { routes, shards, effects, config, .. } = self;
         routes.apply(routing_version, changes, config.me, |owned| {
             let event = match owned {
@@ -398,7 +399,10 @@ impl Core {
             };
             shards.handle(now, event, effects);
         });
-        self.tell_route_changed(routing_version);
+        // A setting, or that a shard has files now, is nothing that clients route by.
+        if !is_same {
+            self.tell_route_changed(routing_version);
+        }
         self.retry_deferred(now);
     }
 
@@ -436,7 +440,7 @@ impl Core {
         let more = self.has_deliveries();
         let freed = self.flush_acks(links);
         self.flush_control(links);
-        if now.time >= self.next_report || self.report_asked {
+        if now.time >= self.next_report || self.report_asked || self.has_made() {
             self.report(now, links);
         }
         more || freed
@@ -455,8 +459,14 @@ impl Core {
         [hello, report, tick, blocked, self.shards.disk_deadline(now.time)].into_iter().flatten().min()
     }
 
+    /// Told at once: until the metadata know of a shard's files, nobody notices that they are taken away.
+    fn has_made(&self) -> bool {
+        self.shards.store().is_some_and(Store::has_made)
+    }
+
     fn is_report_due(&self) -> bool {
         self.report_asked
+            || self.has_made()
             || self.shards.has_touched()
             || self.fan_out.has_touched()
             || self.sessions.count() != self.reported_sessions
@@ -669,6 +679,7 @@ impl Core {
             ticket: self.report_ticket,
             connections: self.sessions.count() as u32,
             opening: self.shards.store().map_or(0, |store| store.opening_count() as u32),
+            made: self.shards.store_mut().map(Store::take_made).unwrap_or_default(),
             storage_failure: self.shards.store().and_then(|store| store.wal().poison()).map(|it| it.to_string()),
             ..CoreReport::default()
         };

@@ -176,6 +176,8 @@ pub struct CoreReport {
     pub opening: u32,
     /// Why storage takes nothing durable any more.
     pub storage_failure: Option<String>,
+    /// Durable shards whose files are there, and that the metadata do not know as made; each once per start.
+    pub made: Vec<ShardId>,
     /// Shards owned here that changed.
     pub shards: Vec<ShardReport>,
     /// Shards with subscribers here that changed.

@@ -43,6 +43,7 @@ impl StreamRoute {
             lineage: place.lineage,
             epoch: place.epoch,
             durability: self.info.spec.durability,
+            made: place.made,
             sync_interval_ms: self.info.spec.interval_ms,
             sealed_for,
             compact: self.info.spec.compact,

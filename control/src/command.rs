@@ -12,6 +12,7 @@
 //! internal = u8 kind | fields   1 SetCoreCount u8       2 AllocateProducers u8 core, u32 count
 //!                               3 StartNode u128, u64   4 RaiseFloors u64 ids, u32 lineage
 //!                               5 RestoreStream StreamInfo, u64 first shard, u64 epoch, u32 lineage
+//!                               6 ShardsMade u16 count, u64 shards
 //! ```
 //!
 //! **Invariants**: these bytes cross versions in a rolling upgrade, so the layout is frozen and pinned by golden
@@ -23,7 +24,7 @@
 
 use crate::authorise::Principal;
 use crate::framed::{FrameError, FrameKind, open, seal};
-use crate::limits::{COMMAND_BYTES_MAX, PRINCIPAL_BYTES_MAX};
+use crate::limits::{COMMAND_BYTES_MAX, PRINCIPAL_BYTES_MAX, SHARDS_MADE_MAX};
 use felix_protocol::codec::{DecodeError, Reader, Writer};
 use felix_protocol::envelope::check_tlvs;
 use felix_protocol::ids::{CoreId, NodeId, NodeSession, ShardId};
@@ -81,6 +82,12 @@ pub enum Internal {
     /// Makes a stream again from a backup, in its namespace, which exists. Its ids must be free; ids and lineages that are
     /// given later are greater.
     RestoreStream(Box<RestoredStream>),
+    /// The files of these durable shards are on disk: a start that does not find them has lost them. Shards that are not
+    /// there are passed over, since their stream may have been deleted meanwhile.
+    ShardsMade {
+        /// 1 to `SHARDS_MADE_MAX`.
+        shards: Vec<ShardId>,
+    },
 }
 
 impl Internal {
@@ -93,6 +100,12 @@ impl Internal {
                 out.put_u64(shard_first.0);
                 out.put_u64(epoch.0);
                 out.put_u32(lineage.0);
+            }
+            Internal::ShardsMade { ref shards } => {
+                out.put_u8(6);
+                // More than fit are more than a command may have bytes, so `Entry::encode` refuses them.
+                out.put_u16(shards.len() as u16);
+                shards.iter().for_each(|shard| out.put_u64(shard.0));
             }
             Internal::SetCoreCount { cores } => {
                 out.put_u8(1);
@@ -128,6 +141,14 @@ impl Internal {
                 epoch: Epoch(reader.u64()?),
                 lineage: Lineage(reader.u32()?),
             })),
+            6 => {
+                let count = reader.u16()?;
+                if count == 0 || usize::from(count) > SHARDS_MADE_MAX {
+                    return Err(DecodeError::BadField("count of made shards"));
+                }
+                let shards = (0..count).map(|_| Ok(ShardId(reader.u64()?))).collect::<Result<_, DecodeError>>()?;
+                Internal::ShardsMade { shards }
+            }
             _ => return Err(DecodeError::BadField("internal command kind")),
         })
     }
@@ -288,6 +309,8 @@ mod tests {
                 epoch: Epoch(u64::MAX),
                 lineage: Lineage(u32::MAX),
             }))),
+            Action::Internal(Internal::ShardsMade { shards: vec![ShardId(1), ShardId(u64::MAX)] }),
+            Action::Internal(Internal::ShardsMade { shards: (1..=SHARDS_MADE_MAX as u64).map(ShardId).collect() }),
         ] {
             let entry = entry(action);
             assert_eq!(Entry::decode(&entry.encode().unwrap()), Ok(entry));
@@ -330,5 +353,20 @@ mod tests {
         assert_eq!(Action::decode(SOURCE_CLIENT, &bytes), Err(DecodeError::TrailingBytes));
         assert_eq!(Action::decode(2, &bytes), Err(DecodeError::BadField("source")));
         assert_eq!(Action::decode(SOURCE_INTERNAL, &[9]), Err(DecodeError::BadField("internal command kind")));
+    }
+
+    #[test]
+    fn made_shards_are_as_many_as_a_command_holds() {
+        let made = |count: u64| Internal::ShardsMade { shards: (1..=count).map(ShardId).collect() };
+        let (found, max) = (COMMAND_BYTES_MAX + 3, COMMAND_BYTES_MAX);
+        let over = entry(Action::Internal(made(SHARDS_MADE_MAX as u64 + 1))).encode();
+        assert_eq!(over, Err(FrameError::TooLarge { found, max }));
+        let decode = |bytes: &[u8]| Action::decode(SOURCE_INTERNAL, bytes);
+        for count in [0, SHARDS_MADE_MAX as u16 + 1, u16::MAX] {
+            let bytes = [&[6][..], &count.to_le_bytes()].concat();
+            assert_eq!(decode(&bytes), Err(DecodeError::BadField("count of made shards")));
+        }
+        assert_eq!(decode(&[6, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0]), Err(DecodeError::Truncated));
+        assert_eq!(decode(&[6]), Err(DecodeError::Truncated));
     }
 }

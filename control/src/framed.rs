@@ -4,7 +4,7 @@
 //!  0 u32 magic     "FLXC"
 //!  4 u8  version   of the body, per type
 //!  5 u8  type      1 entry, 2 watch delta, 3 watch snapshot, 4 state snapshot, 5 to 9 raft (`raft_frames.rs`),
-//!                 10 state snapshot with later settings
+//!                 10 state snapshot with later settings, 11 state snapshot with made shards
 //!  6 u16 reserved  0
 //!  8 u32 length    whole frame, this header included
 //! 12 u32 CRC32C    of bytes 0..12 and of the body
@@ -49,6 +49,8 @@ pub enum FrameKind {
     SnapshotFile = 9,
     /// The whole state, rkyv, with the settings of streams that `StateSnapshot` has no place for.
     StateSnapshot2 = 10,
+    /// The whole state, rkyv, with the shards whose files were made.
+    StateSnapshot3 = 11,
 }
 
 impl FrameKind {
@@ -67,6 +69,7 @@ impl FrameKind {
             | FrameKind::WatchSnapshot
             | FrameKind::StateSnapshot
             | FrameKind::StateSnapshot2
+            | FrameKind::StateSnapshot3
             | FrameKind::SnapshotFile => FRAME_BYTES_MAX,
         }
     }

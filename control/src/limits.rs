@@ -34,6 +34,8 @@ pub const PRODUCER_BLOCK_MAX: u32 = 1 << 20;
 pub const PRINCIPAL_BYTES_MAX: usize = 255;
 /// Largest encoded command in an entry.
 pub const COMMAND_BYTES_MAX: usize = 8 << 10;
+/// Shards that one `ShardsMade` names: as many as a command holds behind its kind and count.
+pub const SHARDS_MADE_MAX: usize = (COMMAND_BYTES_MAX - 3) / 8;
 /// Largest entry of the metadata log, frame header included.
 pub const ENTRY_BYTES_MAX: usize = 16 << 10;
 /// Largest entry of the raft log: one of the metadata log, or all members.
@@ -58,4 +60,5 @@ const _: () = assert!(ENTRY_BYTES_MAX + TLV_BYTES_MAX + 64 < RAFT_ENTRY_BYTES_MA
 const _: () = assert!(MEMBERS_MAX * (3 * 16 + 2 + ADDRESS_BYTES_MAX) + 128 < RAFT_ENTRY_BYTES_MAX);
 const _: () = assert!(ENTRY_BYTES_MAX <= u16::MAX as usize);
 const _: () = assert!(COMMAND_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(SHARDS_MADE_MAX <= u16::MAX as usize);
 const _: () = assert!(FRAME_BYTES_MAX <= u32::MAX as usize);

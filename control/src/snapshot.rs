@@ -3,17 +3,19 @@
 //! ```text
 //! frame header (type 4)  | rkyv archive of v1::Snapshot, little-endian, 32-bit relative pointers
 //! frame header (type 10) | rkyv archive of v2::Snapshot: only if a stream has settings that v1 has no place for
+//! frame header (type 11) | rkyv archive of v3::Snapshot: only if the files of a shard were made
 //! ```
 //!
 //! **Invariants**: equal states have equal bytes, and `decode(encode(state)) == state`; a state that leaves `decode`
 //! satisfies `invariants.rs`. Sums are not stored, they are counted again.
 //!
-//! **Never**: access to an archive that bytecheck has not walked; a change of a type in `v1` or `v2`.
+//! **Never**: access to an archive that bytecheck has not walked; a change of a type in `v1`, `v2` or `v3`.
 //!
-//! **See**: `snapshot/v1.rs` and `snapshot/v2.rs` for the frozen types, `member.rs` for when one is made.
+//! **See**: `snapshot/v1.rs`, `v2.rs` and `v3.rs` there for the frozen types, `member.rs` for when one is made.
 
 pub mod v1;
 pub mod v2;
+pub mod v3;
 
 use crate::framed::{FrameError, FrameKind, open, seal};
 use crate::idempotency::{Idempotency, Remembered};
@@ -67,12 +69,14 @@ impl std::error::Error for SnapshotError {}
 
 /// The state as a frame.
 pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
-    let (base, settings) = (freeze(state), freeze_settings(state));
-    let (kind, archive) = if settings.is_empty() {
-        // What the older build reads is written as long as it says everything.
-        (FrameKind::StateSnapshot, rkyv::to_bytes::<Failure>(&base))
-    } else {
+    let (base, settings, made) = (freeze(state), freeze_settings(state), freeze_made(state));
+    // What the older build reads is written as long as it says everything.
+    let (kind, archive) = if !made.is_empty() {
+        (FrameKind::StateSnapshot3, rkyv::to_bytes::<Failure>(&v3::Snapshot { base, settings, made }))
+    } else if !settings.is_empty() {
         (FrameKind::StateSnapshot2, rkyv::to_bytes::<Failure>(&v2::Snapshot { base, settings }))
+    } else {
+        (FrameKind::StateSnapshot, rkyv::to_bytes::<Failure>(&base))
     };
     let archive = archive.map_err(|_| SnapshotError::NotArchivable)?;
     Ok(seal(kind, |out| out.put(&archive))?)
@@ -80,19 +84,28 @@ pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
 
 /// The state of a frame.
 pub fn decode(frame: &[u8]) -> Result<State, SnapshotError> {
-    let later = frame.get(KIND_AT) == Some(&(FrameKind::StateSnapshot2 as u8));
-    let body = open(if later { FrameKind::StateSnapshot2 } else { FrameKind::StateSnapshot }, frame)?;
+    let later = [FrameKind::StateSnapshot2, FrameKind::StateSnapshot3];
+    let kind = later.into_iter().find(|it| frame.get(KIND_AT) == Some(&(*it as u8)));
+    let kind = kind.unwrap_or(FrameKind::StateSnapshot);
+    let body = open(kind, frame)?;
     // The archive wants an alignment that a slice does not promise.
     let mut archive = AlignedVec::<16>::with_capacity(body.len());
     archive.extend_from_slice(body);
-    let (base, settings) = if later {
-        let frozen = rkyv::from_bytes::<v2::Snapshot, Failure>(&archive).map_err(|_| SnapshotError::NotAnArchive)?;
-        (frozen.base, frozen.settings)
-    } else {
-        let base = rkyv::from_bytes::<v1::Snapshot, Failure>(&archive).map_err(|_| SnapshotError::NotAnArchive)?;
-        (base, Vec::new())
+    let foreign = |_| SnapshotError::NotAnArchive;
+    let (base, settings, made) = match kind {
+        FrameKind::StateSnapshot3 => {
+            let frozen = rkyv::from_bytes::<v3::Snapshot, Failure>(&archive).map_err(foreign)?;
+            (frozen.base, frozen.settings, frozen.made)
+        }
+        FrameKind::StateSnapshot2 => {
+            let frozen = rkyv::from_bytes::<v2::Snapshot, Failure>(&archive).map_err(foreign)?;
+            (frozen.base, frozen.settings, Vec::new())
+        }
+        _ => (rkyv::from_bytes::<v1::Snapshot, Failure>(&archive).map_err(foreign)?, Vec::new(), Vec::new()),
     };
-    let state = thaw(base, &Later::new(settings, later)?).map_err(SnapshotError::Broken)?;
+    let later = Later::new(settings, kind == FrameKind::StateSnapshot2)?;
+    let mut state = thaw(base, &later).map_err(SnapshotError::Broken)?;
+    thaw_made(&mut state, &made, kind == FrameKind::StateSnapshot3).map_err(SnapshotError::Broken)?;
     state.check_invariants().map_err(SnapshotError::Broken)?;
     Ok(state)
 }
@@ -163,6 +176,27 @@ fn freeze_settings(state: &State) -> Vec<v2::StreamSettings> {
         })
         .collect();
     rows.into_values().collect()
+}
+
+/// The shards whose files were made, in order of their ids, which is not that of the streams' names.
+fn freeze_made(state: &State) -> Vec<u64> {
+    let shards = state.streams.values().flat_map(|it| &it.shards);
+    let mut made: Vec<u64> = shards.filter(|it| it.made).map(|it| it.shard.0).collect();
+    made.sort_unstable();
+    made
+}
+
+/// One form only: rising ids, some of them in a version 3, and each that of a shard.
+fn thaw_made(state: &mut State, made: &[u64], expected: bool) -> Result<(), &'static str> {
+    if made.is_empty() && expected || made.windows(2).any(|it| it[0] >= it[1]) {
+        return Err("made shards");
+    }
+    let mut found = 0;
+    for shard in state.streams.values_mut().flat_map(|it| &mut it.shards) {
+        shard.made = made.binary_search(&shard.shard.0).is_ok();
+        found += usize::from(shard.made);
+    }
+    if found == made.len() { Ok(()) } else { Err("made shards") }
 }
 
 /// The rows of version 2 by stream.
@@ -280,6 +314,7 @@ fn thaw_stream(frozen: v1::Stream, later: &Later) -> Result<PlacedStream, &'stat
         range_start: it.range_start,
         epoch: Epoch(it.epoch),
         lineage: Lineage(it.lineage),
+        made: false,
     });
     Ok(PlacedStream { info: thaw_info(frozen.info, later)?, shards: shards.collect() })
 }

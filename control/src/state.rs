@@ -228,6 +228,7 @@ impl State {
             Internal::AllocateProducers { core, count } => self.allocate_producers(core, count, effects),
             Internal::StartNode { node, session } => self.start_node(node, session, effects),
             Internal::RaiseFloors { ids, lineage } => self.raise_floors(ids, lineage),
+            Internal::ShardsMade { ref shards } => self.shards_made(shards, effects),
         }
     }
 

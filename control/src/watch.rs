@@ -7,6 +7,7 @@
 //!            1 StreamPut (mandatory): placed stream      2 StreamRemoved (mandatory): u64 id, name
 //! placed   = u32 bytes | StreamInfo | u32 count | rows | TLVs
 //! row      = u64 shard | u8 core | u64 range_start | u64 epoch | u32 lineage      index = place in the list
+//! TLV 1 of a placed stream: a bit per shard, lowest first: its files were made; not there if no bit is set
 //! ```
 //!
 //! **Invariants**: `from_version < to_version`; a placed stream has as many shards as its settings say and their ranges
@@ -18,10 +19,10 @@
 
 use crate::framed::{FrameError, FrameKind, open, seal};
 use felix_protocol::codec::{DecodeError, Reader, Writer};
-use felix_protocol::envelope::{TLV_MANDATORY, check_tlvs};
+use felix_protocol::envelope::{TLV_MANDATORY, Tlvs, check_tlvs};
 use felix_protocol::ids::{CoreId, ShardId, ShardIndex, StreamId};
 use felix_protocol::limits::{CORES_MAX, SHARDS_MAX};
-use felix_protocol::metadata::{StreamInfo, put_name, read_stream_name};
+use felix_protocol::metadata::{Durability, StreamInfo, put_name, read_stream_name};
 use felix_protocol::names::StreamName;
 use felix_protocol::position::{Epoch, Lineage};
 
@@ -40,6 +41,8 @@ pub struct ShardPlace {
     pub epoch: Epoch,
     /// Incarnation of its data.
     pub lineage: Lineage,
+    /// Of a durable stream: its files were made. If they are not there, they are lost.
+    pub made: bool,
 }
 
 /// A stream with its shards.
@@ -72,6 +75,9 @@ impl PlacedStream {
         if self.shards.iter().any(|shard| shard.lineage.0 == 0 || shard.epoch.0 == 0) {
             return Err("lineage or epoch");
         }
+        if self.info.spec.durability == Durability::Ephemeral && self.shards.iter().any(|shard| shard.made) {
+            return Err("files of an ephemeral stream");
+        }
         Ok(())
     }
 
@@ -86,6 +92,13 @@ impl PlacedStream {
                 out.put_u64(shard.epoch.0);
                 out.put_u32(shard.lineage.0);
             }
+            if self.shards.iter().any(|shard| shard.made) {
+                out.put_u16(TLV_MADE);
+                let byte = |shards: &[ShardPlace]| {
+                    shards.iter().rev().fold(0u8, |bits, shard| bits << 1 | u8::from(shard.made))
+                };
+                out.put_bytes16(&self.shards.chunks(8).map(byte).collect::<Vec<u8>>());
+            }
         });
     }
 
@@ -96,7 +109,7 @@ impl PlacedStream {
         if count > SHARDS_MAX {
             return Err(DecodeError::TooLarge { bytes: u64::from(count), max: u64::from(SHARDS_MAX) });
         }
-        let shards = (0..count)
+        let mut shards = (0..count)
             .map(|index| {
                 Ok(ShardPlace {
                     index: ShardIndex(index),
@@ -105,14 +118,32 @@ impl PlacedStream {
                     range_start: reader.u64()?,
                     epoch: Epoch(reader.u64()?),
                     lineage: Lineage(reader.u32()?),
+                    made: false,
                 })
             })
             .collect::<Result<Vec<_>, DecodeError>>()?;
-        check_tlvs(reader.rest())?;
+        read_made(reader.rest(), &mut shards)?;
         let stream = PlacedStream { info, shards };
         stream.check().map_err(DecodeError::BadField)?;
         Ok(stream)
     }
+}
+
+const TLV_MADE: u16 = 1;
+
+/// The TLVs of a placed stream. What is not said was not made: an older build wrote it, or nothing is there yet.
+fn read_made(tlvs: &[u8], shards: &mut [ShardPlace]) -> Result<(), DecodeError> {
+    check_tlvs(tlvs)?;
+    for item in Tlvs(tlvs) {
+        let (TLV_MADE, bits) = item? else { continue };
+        if bits.len() != shards.len().div_ceil(8) {
+            return Err(DecodeError::BadField("made shards"));
+        }
+        for (at, shard) in shards.iter_mut().enumerate() {
+            shard.made = bits[at / 8] >> (at % 8) & 1 == 1;
+        }
+    }
+    Ok(())
 }
 
 /// One thing that a core must know.

@@ -88,6 +88,21 @@ fn restore_entry() -> Entry {
     Entry::new(0, Timestamp(1_700_000_000_000_000_001), Principal::system(), action)
 }
 
+/// A command that came later still.
+fn made_entry() -> Entry {
+    let shards = vec![ShardId(1), ShardId(3), ShardId(0x1122)];
+    let action = Action::Internal(Internal::ShardsMade { shards });
+    Entry::new(0, Timestamp(1_700_000_000_000_000_002), Principal::system(), action)
+}
+
+/// The later state with files of some of its shards, and the changes that the files made.
+fn made_state_and_changes() -> (State, Vec<Change>) {
+    let (mut state, _) = later_state_and_changes();
+    let changes = state.apply(&made_entry()).changes;
+    state.check_invariants().unwrap();
+    (state, changes)
+}
+
 /// A state with streams on disk, one of them gone but remembered, and the changes that made it.
 fn later_state_and_changes() -> (State, Vec<Change>) {
     let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
@@ -164,6 +179,8 @@ fn files() -> Vec<(String, Vec<u8>)> {
     let delta = Delta { from_version: 0, to_version: state.version(), changes };
     let (later, later_changes) = later_state_and_changes();
     let later_delta = Delta { from_version: 0, to_version: later.version(), changes: later_changes };
+    let (made, made_changes) = made_state_and_changes();
+    let made_delta = Delta { from_version: later.version(), to_version: made.version(), changes: made_changes };
     let entries = entries().into_iter().map(|(name, entry)| (format!("entry_{name}.bin"), entry.encode().unwrap()));
     entries
         .chain([
@@ -173,6 +190,9 @@ fn files() -> Vec<(String, Vec<u8>)> {
             ("delta_later_settings.bin".to_string(), later_delta.encode().unwrap()),
             ("state_snapshot_2.bin".to_string(), snapshot::encode(&later).unwrap()),
             ("entry_restore_stream.bin".to_string(), restore_entry().encode().unwrap()),
+            ("entry_shards_made.bin".to_string(), made_entry().encode().unwrap()),
+            ("delta_made_shards.bin".to_string(), made_delta.encode().unwrap()),
+            ("state_snapshot_3.bin".to_string(), snapshot::encode(&made).unwrap()),
             ("identity.bin".to_string(), IDENTITY.encode()),
             ("synced.bin".to_string(), SYNCED.encode()),
             (
@@ -218,7 +238,14 @@ fn this_build_reads_the_golden_bytes() {
     let (later, changes) = later_state_and_changes();
     let delta = Delta { from_version: 0, to_version: later.version(), changes };
     assert_eq!(Delta::decode(&golden("delta_later_settings.bin")), Ok(delta));
+    let version = later.version();
     assert_eq!(snapshot::decode(&golden("state_snapshot_2.bin")), Ok(later));
+    assert_eq!(Entry::decode(&golden("entry_shards_made.bin")), Ok(made_entry()));
+    let (made, changes) = made_state_and_changes();
+    assert_eq!(changes.len(), 2, "of the streams of shard 1 and of shard 3");
+    let delta = Delta { from_version: version, to_version: made.version(), changes };
+    assert_eq!(Delta::decode(&golden("delta_made_shards.bin")), Ok(delta));
+    assert_eq!(snapshot::decode(&golden("state_snapshot_3.bin")), Ok(made));
     for (name, entry) in raft_entries() {
         assert_eq!(decode_entry(&golden(name)), Ok(entry), "{name}");
     }
@@ -307,7 +334,7 @@ fn corrupt_twins_are_refused_with_the_exact_reason() {
 #[test]
 fn every_single_bit_flip_is_refused() {
     type Refuses = fn(&[u8]) -> bool;
-    let cases: [(&str, Refuses); 12] = [
+    let cases: [(&str, Refuses); 14] = [
         ("identity.bin", |bytes| Identity::decode(bytes).is_err()),
         ("synced.bin", |bytes| Synced::decode(bytes).is_err()),
         ("log_head.bin", |bytes| LogHead::decode(bytes).is_err()),
@@ -317,6 +344,8 @@ fn every_single_bit_flip_is_refused() {
         ("raft_entry_membership.bin", |bytes| decode_entry(bytes).is_err()),
         ("state_snapshot.bin", |bytes| snapshot::decode(bytes).is_err()),
         ("state_snapshot_2.bin", |bytes| snapshot::decode(bytes).is_err()),
+        ("state_snapshot_3.bin", |bytes| snapshot::decode(bytes).is_err()),
+        ("entry_shards_made.bin", |bytes| Entry::decode(bytes).is_err()),
         ("watch_snapshot.bin", |bytes| Snapshot::decode(bytes).is_err()),
         ("delta.bin", |bytes| Delta::decode(bytes).is_err()),
         ("entry_create_stream.bin", |bytes| Entry::decode(bytes).is_err()),

@@ -208,6 +208,9 @@ impl Shards {
             Stage::Ready { log, checkpoint, dedup } => {
                 let mut part = DiskPart::new(*log, &opening.config, checkpoint, store.settings.tail_bytes);
                 part.wal_failed = store.wal.poison().is_some();
+                if !opening.config.made {
+                    store.made.push(id);
+                }
                 let mut shard = Shard::durable(opening.config, opening.slot, part, dedup);
                 store.want_retention(&mut shard);
                 store.want_compaction(&mut shard);

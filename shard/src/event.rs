@@ -55,6 +55,8 @@ pub struct ShardConfig {
     pub epoch: Epoch,
     /// How it is stored.
     pub durability: Durability,
+    /// If it is stored: its files were made. If they are not there, they are lost, and none are made in their place.
+    pub made: bool,
     /// With `Durability::Interval`: milliseconds within which a sync begins.
     pub sync_interval_ms: u32,
     /// Sealed at rest with the keys of this tenant; None: in clear.

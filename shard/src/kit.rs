@@ -76,6 +76,7 @@ pub fn config() -> ShardConfig {
         lineage: Lineage(1),
         epoch: Epoch(1),
         durability: Durability::Ephemeral,
+        made: false,
         sync_interval_ms: 0,
         sealed_for: None,
         compact: false,

@@ -5,6 +5,9 @@
 //! scan all WALs -> judge -> replay: entry -> its shard's chunks -> segments, meta -> every WAL retired
 //! ```
 //!
+//! A WAL with entries of a shard that has no files here stays: who knows the metadata tells whether that shard was deleted
+//! (`set_aside`) or somebody took its files. Then the WAL waits for them; replaying it again changes nothing else.
+//!
 //! **Invariants**: a WAL is retired only when everything that counts in it is durable in segments and metas. A crash in
 //! between is a start again: what is in segments is told by the metas. Memory is bounded by `HELD_BYTES_MAX`.
 //!
@@ -67,6 +70,8 @@ pub struct RecoveryReport {
     pub was_clean: bool,
     /// Entries of shards that have no files here.
     pub orphans: BTreeMap<ShardId, u64>,
+    /// WALs that were not retired because of them, each with the shards it waits for.
+    pub waiting: Vec<(WalReport, BTreeSet<ShardId>)>,
 }
 
 /// Why a start is refused. Nothing that counts was changed.
@@ -205,6 +210,8 @@ struct Work<'a> {
     next_slot: u32,
     shards: BTreeMap<ShardId, Replayed>,
     deleted: BTreeSet<ShardId>,
+    /// Where the entries of `report.orphans` are.
+    orphans_in: BTreeMap<WalId, BTreeSet<ShardId>>,
     report: RecoveryReport,
 }
 
@@ -218,6 +225,27 @@ pub fn recover(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RecoveryReport, RecoveryError> {
     Work::new(disk, maker, settings, now, on_damage).run(progress)
+}
+
+/// Puts the WALs into quarantine that wait for none of the shards whose files were `made`: what they hold is of shards that
+/// were deleted, or that nobody was told of. Of the others the report is left. Nothing else may use the disk meanwhile.
+pub fn set_aside(
+    disk: &mut dyn Disk,
+    maker: Maker,
+    now: Timestamp,
+    report: &mut RecoveryReport,
+    made: impl Fn(ShardId) -> bool,
+) -> Result<(), RecoveryError> {
+    let mut work = Work::new(disk, maker, LogSettings::default(), now, OnDamage::Refuse);
+    for (wal, mut shards) in std::mem::take(&mut report.waiting) {
+        shards.retain(|shard| made(*shard));
+        if shards.is_empty() {
+            work.retire(Retire::quarantine(&wal, now, RETIRE_SLOT))?;
+        } else {
+            report.waiting.push((wal, shards));
+        }
+    }
+    Ok(())
 }
 
 /// After a loss of acknowledged data: every shard goes on so far behind its end that no offset is given again that somebody
@@ -290,6 +318,7 @@ impl<'a> Work<'a> {
             next_slot: 0,
             shards: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            orphans_in: BTreeMap::new(),
             report: RecoveryReport::default(),
         }
     }
@@ -345,9 +374,12 @@ impl<'a> Work<'a> {
         self.report.was_clean = !found.wals.is_empty() && found.wals.iter().all(is_clean);
         // Who was not clean goes last: a crash in between must not make the next start believe that all were.
         for wal in found.wals.iter().filter(|wal| is_clean(wal)).chain(found.wals.iter().filter(|wal| !is_clean(wal))) {
-            // Entries of shards that have no files here are kept, since somebody may have taken the files by mistake, and
-            // whatever was left out because it does not fit.
-            let all_used = self.report.orphans.is_empty() && self.report.accepted.is_empty();
+            // Whatever was left out because it does not fit is kept, with all else.
+            let all_used = self.report.accepted.is_empty();
+            if all_used && let Some(orphans) = self.orphans_in.remove(&wal.wal).filter(|it| !it.is_empty()) {
+                self.report.waiting.push((wal.clone(), orphans));
+                continue;
+            }
             let whole = all_used.then(|| Retire::remove(wal, RETIRE_SLOT)).flatten();
             let retire = whole.unwrap_or_else(|| Retire::quarantine(wal, self.now, RETIRE_SLOT));
             self.retire(retire)?;
@@ -371,6 +403,9 @@ impl<'a> Work<'a> {
                 self.deleted.insert(id);
                 self.shards.remove(&id);
                 self.report.orphans.remove(&id);
+                for orphans in self.orphans_in.values_mut() {
+                    orphans.remove(&id);
+                }
                 Ok(())
             }
             EntryBody::Truncate { .. } => unexpected("a truncation"),
@@ -397,6 +432,7 @@ impl<'a> Work<'a> {
                 // kept from being told, or whose folder somebody took. It is reported.
                 Err(OpenError::NoMeta { segments: 0 }) => {
                     *self.report.orphans.entry(id).or_default() += 1;
+                    self.orphans_in.entry(position.wal).or_default().insert(id);
                     return Ok(());
                 }
                 Err(error) => return Err(RecoveryError::Open { shard: id, error }),

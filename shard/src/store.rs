@@ -290,6 +290,8 @@ pub struct Store {
     pub(crate) opening_now: usize,
     /// Shards that have opened, or failed to, and were not taken over yet.
     pub(crate) opened: Vec<ShardId>,
+    /// Shards that opened and that the metadata do not know as made; each once, until they are taken.
+    pub(crate) made: Vec<ShardId>,
     pub(crate) leaving: BTreeMap<ShardId, Leaving>,
     pub(crate) history: History,
     /// Shards whose retention is to be looked at, each once.
@@ -355,6 +357,7 @@ impl Store {
             open_queue: VecDeque::new(),
             opening_now: 0,
             opened: Vec::new(),
+            made: Vec::new(),
             leaving: BTreeMap::new(),
             history: History::default(),
             retain_wanted: VecDeque::new(),
@@ -387,6 +390,16 @@ impl Store {
     /// Shards that are not open yet.
     pub fn opening_count(&self) -> usize {
         self.opening.values().filter(|it| !it.is_settled()).count()
+    }
+
+    /// Shards to be noted as made: their files are durable. Each is given once.
+    pub fn take_made(&mut self) -> Vec<ShardId> {
+        std::mem::take(&mut self.made)
+    }
+
+    /// There are such.
+    pub fn has_made(&self) -> bool {
+        !self.made.is_empty()
     }
 
     /// Bytes that are in memory and not in segments yet.

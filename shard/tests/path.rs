@@ -232,6 +232,7 @@ fn the_path_of_a_publish() {
         lineage: Lineage(1),
         epoch: Epoch(1),
         durability: Durability::Ephemeral,
+        made: false,
         sync_interval_ms: 0,
         sealed_for: None,
         compact: false,

@@ -113,6 +113,33 @@ fn later_settings_that_contradict_themselves_are_refused() {
     assert!(matches!(decode(&frame), Err(SnapshotError::Frame(FrameError::BadChecksum { .. }))));
 }
 
+#[test]
+fn made_shards_survive_and_broken_lists_of_them_are_refused() {
+    let mut state = state();
+    for stream in state.streams.values_mut() {
+        stream.info.spec.durability = Durability::Group;
+    }
+    let former = encode(&state).unwrap();
+    assert_eq!(former[KIND_AT], FrameKind::StateSnapshot as u8, "an older build reads what it can");
+    let shards = vec![ShardId(2), ShardId(4), ShardId(77)];
+    let made = Action::Internal(Internal::ShardsMade { shards });
+    state.apply(&Entry::new(0, Timestamp(7), Principal::system(), made));
+    let bytes = encode(&state).unwrap();
+    assert_eq!(bytes[KIND_AT], FrameKind::StateSnapshot3 as u8);
+    assert_eq!(decode(&bytes).unwrap(), state);
+    let seal_up = |made: Vec<u64>| {
+        let frozen = v3::Snapshot { base: freeze(&state), settings: freeze_settings(&state), made };
+        let archive = rkyv::to_bytes::<Failure>(&frozen).unwrap();
+        seal(FrameKind::StateSnapshot3, |out| out.put(&archive)).unwrap()
+    };
+    assert_eq!(seal_up(vec![2, 4]), bytes);
+    for wrong in [vec![], vec![4, 2], vec![2, 2], vec![2, 77]] {
+        assert_eq!(decode(&seal_up(wrong)), Err(SnapshotError::Broken("made shards")));
+    }
+    state.streams.values_mut().for_each(|it| it.info.spec.durability = Durability::Ephemeral);
+    assert_eq!(decode(&encode(&state).unwrap()), Err(SnapshotError::Broken("files of an ephemeral stream")));
+}
+
 fn rkyv_copy(base: &v1::Snapshot) -> v1::Snapshot {
     rkyv::from_bytes::<v1::Snapshot, Failure>(&rkyv::to_bytes::<Failure>(base).unwrap()).unwrap()
 }

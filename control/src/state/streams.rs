@@ -168,6 +168,7 @@ impl State {
             range_start: even_range_start(ShardIndex(index), spec.shards),
             epoch: Epoch(1),
             lineage: Lineage(lineage),
+            made: false,
         });
         let (id, version) = (StreamId(stream_id), self.version);
         let info = StreamInfo { id, name: name.clone(), spec, version, created: now };
@@ -218,6 +219,7 @@ impl State {
             range_start: even_range_start(ShardIndex(index), spec.shards),
             epoch,
             lineage,
+            made: false,
         });
         let version = self.version;
         let info = StreamInfo { version, ..info.clone() };
@@ -281,7 +283,25 @@ impl State {
         self.done()
     }
 
-    /// Gives every ephemeral shard a new lineage, the same for all.
+    /// The files of durable shards are there. Says nothing of what a Route says.
+    pub(super) fn shards_made(&mut self, shards: &[ShardId], effects: &mut Effects) -> Result<Reply, Refused> {
+        let made: BTreeSet<ShardId> = shards.iter().copied().collect();
+        for stream in self.streams.values_mut().filter(|it| it.info.spec.durability != Durability::Ephemeral) {
+            let mut changed = false;
+            for shard in stream.shards.iter_mut().filter(|it| !it.made && made.contains(&it.shard)) {
+                shard.made = true;
+                changed = true;
+            }
+            if changed {
+                let (routing_version, stream) = (self.routing_version, stream.clone());
+                effects.changes.push(Change::StreamPut { routing_version, stream });
+            }
+        }
+        self.done()
+    }
+
+    /// Gives every ephemeral shard a new lineage, the same for all. A durable one keeps its own for ever, and with it the
+    /// note that its files were made.
     pub(super) fn new_lineages(&mut self, effects: &mut Effects) -> Result<(), Refused> {
         let lineage = self.next.lineage;
         let Some(next) = lineage.checked_add(1) else { return used_up("lineages") };

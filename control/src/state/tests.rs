@@ -395,3 +395,42 @@ fn a_stream_of_a_backup_keeps_its_ids_and_later_ones_are_greater() {
     assert_eq!(info.id, StreamId(21));
     assert_eq!(state.places("a/b/e"), [(33, 0, 1, 9)]);
 }
+
+#[test]
+fn files_are_noted_of_durable_shards_that_are_there() {
+    let mut state = State::new();
+    let name = |text| StreamName::parse(text).unwrap();
+    let create = |text, durability| Command::CreateStream {
+        name: name(text),
+        spec: StreamSpec { shards: 3, durability, ..StreamSpec::default() },
+        create_parents: true,
+    };
+    let run = |state: &mut State, action| state.apply(&Entry::new(0, Timestamp(1), Principal::admin(), action));
+    run(&mut state, Action::Client(create("t/n/disk", Durability::Group))).outcome.unwrap();
+    run(&mut state, Action::Client(create("t/n/memory", Durability::Ephemeral))).outcome.unwrap();
+    let routing_version = state.routing_version();
+    let made =
+        |ids: &[u64]| Action::Internal(Internal::ShardsMade { shards: ids.iter().copied().map(ShardId).collect() });
+    let flags = |state: &State| -> Vec<(u64, bool)> {
+        state.streams().flat_map(|it| &it.shards).map(|it| (it.shard.0, it.made)).collect()
+    };
+    // 4 to 6 are in memory only, 99 was deleted meanwhile.
+    let applied = run(&mut state, made(&[3, 1, 5, 99, 3]));
+    applied.outcome.unwrap();
+    assert_eq!(flags(&state), [(1, true), (2, false), (3, true), (4, false), (5, false), (6, false)]);
+    let [Change::StreamPut { stream, .. }] = &applied.changes[..] else { panic!("{:?}", applied.changes) };
+    assert_eq!(stream.shards.iter().map(|it| it.made).collect::<Vec<_>>(), [true, false, true]);
+    // Nothing new, nothing to tell.
+    assert_eq!(run(&mut state, made(&[1, 3, 99])).changes, []);
+    assert_eq!(state.routing_version(), routing_version);
+    // It stays for ever: durable shards keep their lineage, also over starts and other numbers of cores.
+    run(&mut state, Action::Internal(Internal::SetCoreCount { cores: 2 })).outcome.unwrap();
+    let start = Internal::StartNode { node: NodeId(1), session: NodeSession(1) };
+    run(&mut state, Action::Internal(start)).outcome.unwrap();
+    assert_eq!(flags(&state)[..3], [(1, true), (2, false), (3, true)]);
+    // Made anew under its name it has other shards, without files.
+    run(&mut state, Action::Client(Command::DeleteStream { name: name("t/n/disk") })).outcome.unwrap();
+    run(&mut state, Action::Client(create("t/n/disk", Durability::Group))).outcome.unwrap();
+    assert!(flags(&state).iter().all(|(_, made)| !made), "{:?}", flags(&state));
+    state.check_invariants().unwrap();
+}

@@ -19,6 +19,7 @@ fn placed(name: &str, shards: u32) -> PlacedStream {
         range_start: even_range_start(ShardIndex(index), shards),
         epoch: Epoch(1),
         lineage: Lineage(2),
+        made: false,
     };
     PlacedStream { info, shards: (0..shards).map(place).collect() }
 }
@@ -41,6 +42,31 @@ fn deltas_and_snapshots_round_trip() {
     let streams = vec![placed("t/n/a", 1), placed("t/n/b", 1_024)];
     let snapshot = Snapshot { version: 9, routing_version: 4, cores: 3, streams };
     assert_eq!(Snapshot::decode(&snapshot.encode().unwrap()), Ok(snapshot));
+}
+
+#[test]
+fn made_shards_round_trip_and_an_older_build_passes_them_over() {
+    let (plain, mut made) = (placed("t/n/a", 11), placed("t/n/a", 11));
+    made.info.spec.durability = Durability::Group;
+    for at in [0, 7, 8, 10] {
+        made.shards[at].made = true;
+    }
+    let bytes = |stream: &PlacedStream| {
+        let mut out = Vec::new();
+        stream.encode(&mut out);
+        out
+    };
+    let found = bytes(&made);
+    assert_eq!(PlacedStream::decode(&mut Reader::new(&found)), Ok(made));
+    // Kind, length, bits: a TLV that nobody has to know.
+    let tail = [1, 0, 2, 0, 0b1000_0001, 0b101];
+    assert_eq!(found[found.len() - tail.len()..], tail);
+    assert_eq!(found.len(), bytes(&plain).len() + tail.len());
+    for wrong in [[1, 0, 1, 0, 1, 0], [1, 0, 3, 0, 1, 0]] {
+        let mut spoilt = found.clone();
+        spoilt[found.len() - tail.len()..].copy_from_slice(&wrong);
+        assert!(PlacedStream::decode(&mut Reader::new(&spoilt)).is_err());
+    }
 }
 
 /// The delta with another item of this kind in front.
@@ -67,7 +93,11 @@ fn an_unknown_optional_change_is_skipped_and_a_mandatory_one_refused() {
 #[test]
 fn a_stream_that_contradicts_itself_is_refused() {
     type Spoil = fn(&mut PlacedStream);
-    let cases: [(&'static str, Spoil); 8] = [
+    let cases: [(&'static str, Spoil); 9] = [
+        ("files of an ephemeral stream", |it| {
+            it.info.spec.durability = Durability::Ephemeral;
+            it.shards[1].made = true;
+        }),
         ("shard count", |it| it.info.spec.shards = 4),
         ("shard ranges", |it| it.shards[0].range_start = 1),
         ("shard ranges", |it| it.shards[1].range_start = it.shards[2].range_start),

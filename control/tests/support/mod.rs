@@ -3,7 +3,7 @@
 
 use felix_control::authorise::Principal;
 use felix_control::command::{Action, Entry, Internal};
-use felix_protocol::ids::{CoreId, NodeId, NodeSession};
+use felix_protocol::ids::{CoreId, NodeId, NodeSession, ShardId};
 use felix_protocol::metadata::*;
 use felix_protocol::names::{NamespaceName, StreamName};
 use felix_protocol::position::Lineage;
@@ -90,6 +90,7 @@ pub fn internal() -> impl Strategy<Value = Internal> {
         (0u128..2, 0u64..50)
             .prop_map(|(node, session)| Internal::StartNode { node: NodeId(node), session: NodeSession(session) }),
         (0u64..90, 0u32..90).prop_map(|(ids, lineage)| Internal::RaiseFloors { ids, lineage: Lineage(lineage) }),
+        prop::collection::vec((0u64..60).prop_map(ShardId), 1..20).prop_map(|shards| Internal::ShardsMade { shards }),
     ]
 }
 

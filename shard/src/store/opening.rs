@@ -5,10 +5,13 @@
 //! open (or make) -> clean -> producers file -> batches behind it -> wait for the WAL -> open        failed: told to who asks
 //! ```
 //!
+//! What is open and not known as made is told (`Store::take_made`): its meta and its folder are durable by then.
+//!
 //! **Invariants**: events of an opening shard are kept in order and handled when it is open. Before that nobody can have
 //! published to it, so only openings of channels and subscriptions wait, which their sessions bound.
 //!
-//! **Never**: a shard made in the place of one that has data: `Opening` refuses that.
+//! **Never**: a shard made in the place of one that has data: `Opening` refuses that; one made where the metadata know that
+//! there were files.
 //!
 //! **See**: `felix_wal::log_open`.
 
@@ -23,6 +26,7 @@ use felix_protocol::ids::ShardId;
 use felix_protocol::position::Offset;
 use felix_protocol::time::Now;
 use felix_wal::disk::{DiskDone, DiskOk, DiskOp, Priority, Ticket};
+use felix_wal::format::names::Name;
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
 use felix_wal::log::{Ended, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
@@ -82,6 +86,20 @@ impl OpeningShard {
     pub(crate) fn is_ready(&self) -> bool {
         matches!(self.stage, Stage::Ready { .. })
     }
+}
+
+/// What to say of a shard whose files were there once.
+fn gone(config: &ShardConfig, segments: usize) -> String {
+    let shard = config.shard;
+    let what = match segments {
+        0 => "its files were made once and are gone".to_string(),
+        _ => format!("its meta was made once and is gone, while {segments} segment file(s) are there"),
+    };
+    format!(
+        "{what}; nothing was touched: stop the broker, put the folder {} of its data folder back as it was and start, or \
+         restore a backup, or delete the stream to give up its data",
+        Name::Shard(shard).path()
+    )
 }
 
 impl Store {
@@ -185,6 +203,9 @@ impl Store {
         };
         let (mut log, report) = match opened {
             Ok((log, report)) if log.lineage() == config.lineage && log.meta().stream == config.stream => (log, report),
+            Err(OpenError::NoMeta { segments }) if config.made => {
+                return self.fail_open(config, gone(config, segments));
+            }
             Err(OpenError::NoMeta { segments: 0 }) => {
                 return Stage::Open(Box::new(Opening::create(shard.slot, self.maker, spec, &mut self.queue)));
             }

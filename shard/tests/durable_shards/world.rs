@@ -6,6 +6,7 @@
 //! - offsets are contiguous from the log start, every record is one that was published, none twice per producer;
 //! - a retry of what was acknowledged is answered with the same offset;
 //! - retention takes no more than it may; a deleted shard is gone;
+//! - files that were told to be made are there after every crash: a shard that is known to be made opens;
 //! - compaction: of each key what was last is there, or nothing of it, if that was a tombstone whose grace is over; what has
 //!   no key is there.
 //!
@@ -85,6 +86,7 @@ pub struct Seen {
     pub compacted: u64,
     pub tombstones: u64,
     pub switched: u64,
+    pub made: u64,
     /// Of all that the disk was asked and answered, in order.
     pub trace: u64,
 }
@@ -114,6 +116,7 @@ impl Seen {
         self.compacted += other.compacted;
         self.tombstones += other.tombstones;
         self.switched += other.switched;
+        self.made += other.made;
         self.trace ^= other.trace;
     }
 
@@ -132,6 +135,7 @@ impl Seen {
             (self.compacted, "compacted records"),
             (self.tombstones, "tombstones taken out"),
             (self.switched, "segments compacted"),
+            (self.made, "made shards"),
         ] {
             assert!(count > 0, "no {what} in any seed");
         }
@@ -337,6 +341,7 @@ impl World {
                     lineage: Lineage(1),
                     epoch: Epoch(1),
                     durability: durability(index),
+                    made: false,
                     sync_interval_ms: 20,
                     sealed_for: (index % 2 == 0).then_some(TENANT),
                     compact: index >= FIRST_COMPACTED,
@@ -589,6 +594,13 @@ impl World {
             self.disk.submit(request);
         }
         self.execute(life);
+        // The metadata may know it before anything else happens, a crash included.
+        for id in life.shards.store_mut().map(Store::take_made).unwrap_or_default() {
+            let model = self.models.iter_mut().find(|it| it.config.shard == id).expect("it is of the model");
+            assert!(!model.config.made, "shard {id} was told twice");
+            model.config.made = true;
+            self.seen.made += 1;
+        }
         while let Some(alarm) = life.shards.take_alarm() {
             self.say(|| format!("alarm: {alarm:?}"));
             if self.trouble != Trouble::Errors {

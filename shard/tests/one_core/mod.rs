@@ -39,6 +39,7 @@ pub fn config(shard: u64, session: u64) -> ShardConfig {
         lineage: Lineage(1),
         epoch: Epoch(session),
         durability: Durability::Group,
+        made: false,
         sync_interval_ms: 0,
         sealed_for: None,
         compact: false,
