@@ -48,8 +48,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// A disk that is done at once and keeps nothing.
-fn answer(request: DiskRequest) -> Option<DiskDone> {
+/// A disk that is done at once, in order, and keeps nothing.
+fn answer(requests: &mut Vec<DiskRequest>) -> Option<DiskDone> {
+    if requests.is_empty() {
+        return None;
+    }
+    let request = requests.remove(0);
     let ok = match request.op {
         DiskOp::Write { bytes, .. } => DiskOk::Written(bytes),
         _ => DiskOk::Done,
@@ -87,9 +91,9 @@ fn appending_in_steady_state_allocates_nothing() {
         }
         loop {
             wal.plan(now, &mut out);
-            let Some(done) = out.pop().and_then(answer) else { break };
+            let Some(done) = answer(&mut out) else { break };
             wal.on_done(now, done);
-            while let Some(done) = out.pop().and_then(answer) {
+            while let Some(done) = answer(&mut out) {
                 wal.on_done(now, done);
             }
         }
