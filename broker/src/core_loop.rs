@@ -33,7 +33,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const RECEIVES_PER_TURN: usize = 4;
 /// Mesh messages of one turn.
 const MAIL_PER_TURN: usize = 1_024;
-/// Packets or trains built before they are sent: the first receivers work while the next packets are made.
+/// Packets or trains built before they are sent, first and at most: the first receivers work while the next packets are made,
+/// and a call for few packets costs more per packet.
+const SEND_FIRST: usize = 2;
 const SEND_TOGETHER: usize = 16;
 /// Disk completions of one turn.
 const COMPLETIONS_PER_TURN: usize = 256;
@@ -332,6 +334,7 @@ impl CoreLoop {
 
     fn send(&mut self, at: Instant) -> bool {
         let mut any = false;
+        let mut together = SEND_FIRST;
         loop {
             let endpoint = &mut self.endpoint;
             let pushed = self.transmit.push(|buffer| {
@@ -345,8 +348,11 @@ impl CoreLoop {
             match pushed {
                 Pushed::Added => {
                     any = true;
-                    if self.transmit.waiting() >= SEND_TOGETHER && self.transmit.flush(&self.socket).blocked {
-                        return any;
+                    if self.transmit.waiting() >= together {
+                        together = (together * 2).min(SEND_TOGETHER);
+                        if self.transmit.flush(&self.socket).blocked {
+                            return any;
+                        }
                     }
                 }
                 Pushed::Full => {
