@@ -99,6 +99,11 @@ mutant cut-gives-offsets-again wal/src/repair.rs "--test damaged_shard --test da
 =====
         let go_on_at = Offset(to.0.saturating_add(1));
 X
+mutant ack-overtakes shard/src/store/part.rs "--test acks_in_order" <<'X'
+        self.may_be_early && self.shows
+=====
+        self.may_be_early && self.checkpoint.shows_early
+X
 mutant ack-before-durable shard/src/shard.rs "--test durable_shards --test durable_trace" <<'X'
 part.is_early() || to <= part.durable_to) {
 =====

@@ -28,6 +28,9 @@ pub struct Lean {
     peer: SocketAddr,
     /// Streams with bytes to read since they were last taken.
     pub readable: Vec<u64>,
+    /// Reads of the socket of one `receive` at most: a stream that comes as fast as it is read would never let the thread go
+    /// on to its other connections.
+    pub reads_max: usize,
     connected: bool,
     closed: Option<String>,
 }
@@ -65,7 +68,9 @@ impl Lean {
         let local = socket.local_addr()?;
         let steer = CoreSlot { index: 0, count: 1 };
         let conn = ClientConnection::connect(Instant::now(), connector, "localhost", local, target.addr, Some(steer))?;
-        Ok(Lean { conn, socket, state, local, peer: target.addr, readable: Vec::new(), connected: false, closed: None })
+        let reads_max = usize::MAX;
+        let readable = Vec::new();
+        Ok(Lean { conn, socket, state, local, peer: target.addr, readable, reads_max, connected: false, closed: None })
     }
 
     /// The socket, for readiness.
@@ -76,7 +81,7 @@ impl Lean {
     /// Takes what arrived. Returns whether anything did.
     pub fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
         let mut any = false;
-        loop {
+        for _ in 0..self.reads_max {
             let mut metas = [RecvMeta::default()];
             match self.state.recv((&self.socket).into(), &mut [IoSliceMut::new(buffer)], &mut metas) {
                 Ok(_) => {

@@ -43,6 +43,11 @@ pub struct Terms<'a> {
 }
 
 impl QuicParty {
+    /// Reads of its socket in one `receive` at most.
+    pub fn limit_reads(&mut self, reads_max: usize) {
+        self.lean.reads_max = reads_max;
+    }
+
     /// Connects and takes the role.
     pub fn connect(
         target: &Target,

@@ -44,6 +44,8 @@ const TAIL: &str = "bench/bench/tail";
 const BATCH_BYTES: usize = 64 << 10;
 /// Batches of the history that may be without an ack.
 const FILL_WINDOW: u64 = 32;
+/// Reads of the replaying socket before the tail has its turn.
+const READS_PER_TURN: usize = 2;
 /// Without any progress for so long a run has failed.
 const STUCK_NS: u64 = 30_000_000_000;
 /// First part of a tail that is not in its histogram.
@@ -68,6 +70,10 @@ pub struct ReplayArgs {
     /// Records per second of the tail.
     #[arg(long, default_value_t = 1_000)]
     pub rate: u64,
+    /// MB/s at which the reader beside the tail takes the history; 0: as fast as it can, which takes a whole CPU of the broker
+    /// and one of the clients.
+    #[arg(long, default_value_t = 0)]
+    pub beside_mb_per_s: u64,
     /// Leave the floors out.
     #[arg(long)]
     pub no_floors: bool,
@@ -199,14 +205,19 @@ fn replay(
     records: u64,
     mut tail: Option<&mut Tail>,
     sent: &mut u64,
+    mb_per_s: u64,
 ) -> Result<(u64, Histogram<u64>), Error> {
     let mut latency = Histogram::new_with_bounds(1, 60_000_000_000, 3)?;
     let started = now_ns();
     let mut reader = bench.connect(Role::Subscriber, HISTORY, Start::Earliest)?;
+    // The replay comes as fast as it is read; what is measured is the broker, not how long one client keeps the other waiting.
     let (mut next, mut wrong, mut due, mut watch) = (0u64, None, now_ns(), Watch(now_ns()));
     let mut buffer = vec![0; 65_536];
     while next < records {
         let before = next;
+        let read = next * bench.value_bytes as u64;
+        let is_ahead = mb_per_s > 0 && read * 1_000 > (now_ns() - started) * mb_per_s;
+        reader.limit_reads(if is_ahead { 0 } else { READS_PER_TURN });
         reader.receive(&mut buffer, usize::MAX, &mut |_, number| {
             if number != next {
                 wrong.get_or_insert((number, next));
@@ -343,7 +354,7 @@ fn round(common: &Common, args: &ReplayArgs, data: &Path, spec: StreamSpec, byte
     let fill_ns = fill(&mut publisher, records, batch, &mut buffer)?;
     drop(publisher);
     let cpu_before = cpu_ns(server.pid())?;
-    let (alone_ns, _) = replay(&mut bench, records, None, &mut 0)?;
+    let (alone_ns, _) = replay(&mut bench, records, None, &mut 0, 0)?;
     let cpu = cpu_ns(server.pid())? - cpu_before;
     let mut tail = Tail {
         publisher: bench.connect(Role::Publisher, TAIL, Start::Latest)?,
@@ -356,7 +367,7 @@ fn round(common: &Common, args: &ReplayArgs, data: &Path, spec: StreamSpec, byte
     quiet(&mut tail, 500_000_000, &mut sent)?;
     let (ticks, server_before, client_before) = (Ticks::now(), cpu_ns(server.pid())?, cpu_ns(std::process::id())?);
     let without = quiet(&mut tail, alone_ns.max(1_000_000_000), &mut sent)?;
-    let (beside_ns, during) = replay(&mut bench, records, Some(&mut tail), &mut sent)?;
+    let (beside_ns, during) = replay(&mut bench, records, Some(&mut tail), &mut sent, args.beside_mb_per_s)?;
     let (after, ours) =
         (Ticks::now(), cpu_ns(server.pid())? - server_before + cpu_ns(std::process::id())? - client_before);
     if during.is_empty() || without.is_empty() {

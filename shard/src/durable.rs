@@ -238,7 +238,7 @@ impl Shards {
         if let Some(store) = self.store.as_deref_mut() {
             store.go_on_opening(now);
         }
-        self.begin_early();
+        self.begin_early(effects);
         self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
@@ -253,16 +253,19 @@ impl Shards {
         store.tell_full();
     }
 
-    /// Metas say that their shards show batches early, before they do.
-    fn begin_early(&mut self) {
+    /// Metas say that their shards show batches early, before they do. Then all that waited is answered first.
+    fn begin_early(&mut self, effects: &mut Effects) {
         let Shards { shards, store, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
         let mut wanted = std::mem::take(&mut store.early_wanted);
         wanted.retain(|id| {
             let Some(shard) = shards.get_mut(id) else { return false };
             let Some(part) = shard.part.as_ref() else { return false };
-            if part.checkpoint.shows_early || part.failed().is_some() {
+            if part.failed().is_some() {
                 return false;
+            }
+            if part.checkpoint.shows_early {
+                return !shard.show_early(&mut store.pending, effects);
             }
             if part.is_idle() {
                 let checkpoint = Checkpoint { shows_early: true, ..part.checkpoint };

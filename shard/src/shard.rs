@@ -19,13 +19,14 @@ use crate::event::{ChannelKey, ShardConfig, SubKey};
 use crate::limits::Limits;
 use crate::memory_log::MemoryLog;
 use crate::store::part::DiskPart;
-use crate::store::{Pending, PendingAck, Store};
+use crate::store::{EARLY_OFFSETS_MAX, Pending, PendingAck, Store};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::Start;
 use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId};
 use felix_protocol::position::Offset;
 use felix_protocol::time::{Now, Timestamp};
 use felix_wal::queue::Slot;
+use std::collections::VecDeque;
 
 /// What a shard counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -262,6 +263,23 @@ impl Shard {
         if let Some(ack) = ack {
             self.ack(ack, effects);
         }
+    }
+
+    /// From now on batches are shown and answered before they are durable, those that wait first. False: too much waits that
+    /// is not durable; not yet.
+    pub(crate) fn show_early(&mut self, pending: &mut VecDeque<Pending>, effects: &mut Effects) -> bool {
+        let Some(part) = &mut self.part else { return true };
+        let end = self.log.log_end();
+        if end.0 - part.durable_to.0 > EARLY_OFFSETS_MAX {
+            return false;
+        }
+        part.shows = true;
+        self.advance_high_watermark(end, effects);
+        let id = self.config.shard;
+        for ack in pending.iter_mut().filter(|it| it.shard == id).filter_map(|it| it.ack.take()) {
+            self.ack(ack, effects);
+        }
+        true
     }
 
     fn ack(&self, ack: PendingAck, effects: &mut Effects) {

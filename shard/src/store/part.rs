@@ -101,6 +101,8 @@ pub(crate) struct DiskPart {
     pub(crate) may_be_early: bool,
     /// The meta is to say so.
     pub(crate) early_listed: bool,
+    /// It does, and what waited for the disk before was answered: acks of a channel come in its order.
+    pub(crate) shows: bool,
     pub(crate) entries: VecDeque<(Offset, Lsn, usize)>,
     pub(crate) unflushed_bytes: usize,
     /// Bytes of its newest batches that stay in memory though segments have them.
@@ -132,6 +134,7 @@ impl DiskPart {
             sealed_for: config.sealed_for,
             may_be_early: matches!(commit, Commit::Interval { .. } | Commit::None),
             early_listed: false,
+            shows: checkpoint.shows_early,
             entries: VecDeque::new(),
             unflushed_bytes: 0,
             tail_bytes,
@@ -150,7 +153,7 @@ impl DiskPart {
 
     /// Acks and readers do not wait for the disk.
     pub(crate) fn is_early(&self) -> bool {
-        self.may_be_early && self.checkpoint.shows_early
+        self.may_be_early && self.shows
     }
 
     /// Why it takes no batch.

@@ -62,11 +62,16 @@ impl Life {
     }
 
     pub fn with(disk: &mut MemDisk, session: u64, settings: StoreSettings) -> Life {
+        Life::of(disk, session, settings, Durability::Group)
+    }
+
+    pub fn of(disk: &mut MemDisk, session: u64, settings: StoreSettings, durability: Durability) -> Life {
         let now = Now { time: Time(1), wall: Timestamp(session * 1_000_000_000_000) };
         let mut life = Life { shards: Shards::new(Limits::default()), effects: Effects::default(), now };
         life.shards.set_store(Store::new(settings, maker(session), ME, u128::from(session)));
         for shard in 1..=SHARDS {
-            life.shards.handle(life.now, Event::ShardPut(config(shard, session)), &mut life.effects);
+            let config = ShardConfig { durability, ..config(shard, session) };
+            life.shards.handle(life.now, Event::ShardPut(config), &mut life.effects);
         }
         while life.shards.store().unwrap().opening_count() > 0 {
             life.turn(disk);
