@@ -238,7 +238,7 @@ impl Store {
 
     fn prepare(&mut self, shard: &OpeningShard, mut log: Box<ShardLog>, limits: &Limits) -> Stage {
         let shows_early = Checkpoint::decode(&log.meta().settings).is_some_and(|it| it.shows_early);
-        if !(self.after_crash && shows_early) || !log.takes_flushes() {
+        if !(self.after_crash && shows_early && log.takes_flushes()) {
             return self.load_producers(shard, log, limits);
         }
         let end = log.flushed_to();
