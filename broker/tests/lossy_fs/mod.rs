@@ -62,7 +62,7 @@ impl LossyFs {
         self.state.lock().unwrap().crash();
     }
 
-    /// The next write or sync of a file of the write-ahead log fails.
+    /// The next write of a group to the write-ahead log, or the next sync of one, fails.
     pub fn fail_once(&self, trouble: Trouble) {
         self.state.lock().unwrap().trouble = Some(trouble);
     }
