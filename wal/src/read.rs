@@ -41,8 +41,8 @@ pub struct ReadSettings {
 
 impl Default for ReadSettings {
     fn default() -> ReadSettings {
-        // Enough under way for the speed of the disk; what is read stays in the cache until it is sent (four of 512 KiB gave
-        // two thirds of the MB/s to a subscriber, measured in turn).
+        // One at a time leaves the disk idle in between (STACK 2b). To a subscriber this gives what four of 512 KiB give (752 and
+        // 735 MB/s, medians of four in turn), with a quarter of the memory, and a commit waits for less.
         ReadSettings { window_bytes: 256 << 10, windows_max: 2 }
     }
 }
