@@ -49,7 +49,7 @@ sim: setup ## the simulations: make sim SEEDS=1000 (ten times as many of storage
 fuzz: setup ## every decoder under the fuzzer, FUZZ_SECONDS each (default 30)
 	@scripts/fuzz.sh $(or $(FUZZ_SECONDS),30)
 
-bench: build ## reproduce the numbers: bench/RESULTS.md and bench/plots (about 16 minutes; wants the machine for itself)
+bench: build ## reproduce the numbers: bench/RESULTS.md and bench/plots (below 15 minutes; wants the machine for itself)
 	@scripts/setup.sh bench
 	@scripts/bench.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs what README.md and bench/RESULTS.md tell, into bench/results.jsonl, and makes tables and plots of it. About sixteen
+# Runs what README.md and bench/RESULTS.md tell, into bench/results.jsonl, and makes tables and plots of it. Below fifteen
 # minutes. RUNS and SECONDS_EACH make it shorter or longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
