@@ -224,12 +224,10 @@ impl ShardLog {
     /// As `may_begin`, for what only goes behind the end: damage below it does not keep that from being written, and what was
     /// acknowledged must get out of the WAL.
     pub(crate) fn may_go_on(&self) -> Result<(), JobError> {
-        match &self.health {
-            Health::Damaged(range) if range.to <= self.meta.flushed_to => match self.job {
-                Some(_) => Err(JobError::Busy),
-                None => Ok(()),
-            },
-            _ => self.may_begin(),
+        match self.takes_flushes() {
+            true if self.job.is_some() => Err(JobError::Busy),
+            true => Ok(()),
+            false => self.may_begin(),
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! **Invariants**: the cost is that of the unsealed segment's chunk headers, not of history. What lies beyond the end in the
 //! meta was never acknowledged: the WAL has it, so it is passed over and reported, and the next flush writes there. Bad
-//! bytes below that end are damage: the log opens, serves the rest, and takes nothing more.
+//! bytes below that end are damage: the log opens, serves the rest, and takes what was
+//! acknowledged before behind its end.
 //!
 //! **Never**: a file removed; what belongs to nothing is a stray, for quarantine. A shard opened without its meta.
 //!

@@ -226,7 +226,7 @@ impl Store {
         }
         match log.clean(now.wall, &mut self.queue) {
             Ok(true) => Stage::Clean(Box::new(log)),
-            // A damaged log takes no job; its strays wait for a repair.
+            // A damaged log is not cleaned; its strays wait for a repair.
             Ok(false) | Err(_) => self.prepare(shard, Box::new(log), limits),
         }
     }
