@@ -99,10 +99,8 @@ impl Link {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let open = || {
-            let socket = std::net::UdpSocket::bind(any)?;
+            let (socket, local) = connected(peer, || std::net::UdpSocket::bind(any))?;
             socket.set_nonblocking(true)?;
-            socket.connect(peer)?;
-            let local = socket.local_addr()?;
             let state = UdpSocketState::new((&socket).into())?;
             // Best effort: the kernel may allow less, and a small buffer is slower but not wrong.
             let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_RECEIVE_BYTES);
@@ -339,5 +337,58 @@ fn lost(reason: CloseReason) -> Lost {
         CloseReason::PeerTransport { code, .. } | CloseReason::LocalTransport { code } => Lost::Transport(code),
         CloseReason::IdleTimeout | CloseReason::HandshakeTimeout | CloseReason::PathLost => Lost::Silent,
         CloseReason::StatelessReset => Lost::Reset,
+    }
+}
+
+/// A socket from `bind`, connected to `peer`, and its address. Never one on the peer's own address: the kernel may hand that
+/// port to a client of the same machine while the broker is down; connected to itself the socket hears no refusal, and the
+/// broker could not bind when it is back.
+fn connected(
+    peer: SocketAddr,
+    bind: impl Fn() -> std::io::Result<std::net::UdpSocket>,
+) -> std::io::Result<(std::net::UdpSocket, SocketAddr)> {
+    let connect = || {
+        let socket = bind()?;
+        socket.connect(peer)?;
+        let local = socket.local_addr()?;
+        Ok::<_, std::io::Error>((socket, local))
+    };
+    let first = connect()?;
+    // The first is let go after the second is bound, so that it is another port.
+    if first.1 != peer {
+        return Ok(first);
+    }
+    let second = connect()?;
+    drop(first);
+    if second.1 == peer { Err(ErrorKind::AddrInUse.into()) } else { Ok(second) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::connected;
+    use std::cell::Cell;
+    use std::net::UdpSocket;
+
+    #[test]
+    fn the_port_of_the_peer_is_not_taken() {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let calls = Cell::new(0);
+        let bind = || {
+            calls.set(calls.get() + 1);
+            UdpSocket::bind(("0.0.0.0", if calls.get() == 1 { free.port() } else { 0 }))
+        };
+        let (socket, local) = connected(free, bind).unwrap();
+        assert_eq!((calls.get(), socket.peer_addr().unwrap()), (2, free));
+        assert_ne!(local, free);
+        UdpSocket::bind(free).expect("the peer can bind");
+    }
+
+    #[test]
+    fn a_socket_is_connected_at_once_if_its_port_is_another() {
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (socket, local) = connected(peer.local_addr().unwrap(), || UdpSocket::bind("0.0.0.0:0")).unwrap();
+        socket.send(b"it is me").unwrap();
+        let mut bytes = [0; 16];
+        assert_eq!(peer.recv_from(&mut bytes).unwrap(), (8, local));
     }
 }
