@@ -446,18 +446,15 @@ impl Reader {
     fn chunks(&mut self, log: &ShardLog, queue: &mut DiskQueue) -> Result<Option<ReadState>, Box<ReadError>> {
         loop {
             if self.segment.is_open {
-                // It grows; or it was sealed, or cut, meanwhile.
-                match log.open.as_ref().filter(|open| open.base == self.segment.base) {
-                    Some(open) => {
-                        self.stream.grow(open.used_bytes);
-                        self.segment.end = log.flushed_to();
-                    }
-                    None => {
-                        let after = log.segments.partition_point(|it| it.base <= self.segment.base);
-                        let next = log.segments.get(after).map(|it| it.base);
-                        let next = next.or(log.open.as_ref().map(|it| it.base));
-                        self.segment.end = next.unwrap_or(log.flushed_to());
-                    }
+                // It grows.
+                if let Some(open) = log.open.as_ref().filter(|open| open.base == self.segment.base) {
+                    self.stream.grow(open.used_bytes);
+                    self.segment.end = log.flushed_to();
+                } else {
+                    // It was sealed, merged or cut while nobody asked: what is known of its end is old.
+                    self.expected = self.expected.filter(|(offset, _)| *offset == self.next);
+                    self.leave(queue);
+                    return Ok(None);
                 }
             }
             if self.next >= self.segment.end {
