@@ -1,5 +1,6 @@
 """Starts real brokers for the tests. The binary: $FELIX_BROKER, or target/debug/felix-broker."""
 
+import fcntl
 import itertools
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,10 +26,29 @@ BINARY = os.environ.get("FELIX_BROKER", str(ROOT / "target/debug/felix-broker"))
 NAMES = itertools.count()
 
 
+PORTS = []
+
+
 def free_port(kind):
-    with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port of this process's own until it ends, over restarts of a broker: outside those that the kernel hands to clients,
+    which come while the broker is down. The Rust tests take the same locks (broker/tests/broker_process/ports.rs)."""
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    outside = [port for port in range(10_000, 65_000) if not low <= port <= high]
+    folder = Path(tempfile.gettempdir()) / "felix-test-ports"
+    folder.mkdir(exist_ok=True)
+    begin = os.getpid() * 61 % len(outside)
+    for port in outside[begin:] + outside[:begin]:
+        lock = open(folder / str(port), "w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket(socket.AF_INET, kind) as s:
+                s.bind(("127.0.0.1", port))
+        except OSError:
+            lock.close()
+            continue
+        PORTS.append(lock)
+        return port
+    raise RuntimeError(f"no port is free outside {low} to {high}")
 
 
 class Broker:

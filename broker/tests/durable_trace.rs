@@ -4,13 +4,17 @@
 //! Needs root and a kernel whose trace points can be used; without them the test says so and passes. The trace file system
 //! is mounted in a mount namespace of the test's own, so that nothing of the machine changes.
 
+#[path = "broker_process/ports.rs"]
+mod ports;
+
 use felix_client::protocol::metadata::{Durability, StreamSpec};
 use felix_client::protocol::names::StreamName;
 use felix_client::{Client, ClientConfig, Command, Context, PublisherOptions, RecordToPublish};
+use ports::Port;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
@@ -213,20 +217,22 @@ fn wal_files(data: &Path) -> Vec<u64> {
     logs.flat_map(|log| fs::read_dir(log).unwrap()).map(|it| it.unwrap().metadata().unwrap().ino()).collect()
 }
 
-struct Broker(Child);
+struct Broker(Child, #[expect(dead_code, reason = "held for as long as it runs")] [Port; 2]);
 
 impl Broker {
     fn start(data: &Path) -> Broker {
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let ports = [Port::take(), Port::take()];
+        let [listen, http] = ports.each_ref().map(Port::address);
         let child = Process::new(env!("CARGO_BIN_EXE_felix-broker"))
-            .args(["dev", "--wait", "park", "--cores", "1", "--listen", "127.0.0.1:0", "--http", &http.to_string()])
+            .args(["dev", "--wait", "park", "--cores", "1", "--listen", &listen.to_string()])
+            .args(["--http", &http.to_string()])
             .arg("--data")
             .arg(data)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut broker = Broker(child);
+        let mut broker = Broker(child, ports);
         let give_up = Instant::now() + PATIENCE;
         while !is_ready(http) {
             assert!(broker.0.try_wait().unwrap().is_none() && Instant::now() < give_up, "it does not start");

@@ -1,8 +1,12 @@
 //! The broker as a process: what an operator sees of start, refusal, reload and stop.
 
+#[path = "broker_process/ports.rs"]
+mod ports;
+
+use ports::Port;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +35,7 @@ struct Broker {
     child: Child,
     listen: SocketAddr,
     http: SocketAddr,
+    _ports: [Port; 2],
 }
 
 impl Drop for Broker {
@@ -38,12 +43,6 @@ impl Drop for Broker {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_ports() -> (SocketAddr, SocketAddr) {
-    let udp = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let tcp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    (udp, tcp)
 }
 
 fn command(data: &Path, listen: SocketAddr, http: SocketAddr) -> Command {
@@ -59,9 +58,10 @@ fn command(data: &Path, listen: SocketAddr, http: SocketAddr) -> Command {
 }
 
 fn start(data: &Path) -> Broker {
-    let (listen, http) = free_ports();
+    let ports = [Port::take(), Port::take()];
+    let [listen, http] = ports.each_ref().map(Port::address);
     let child = command(data, listen, http).spawn().unwrap();
-    let broker = Broker { child, listen, http };
+    let broker = Broker { child, listen, http, _ports: ports };
     wait_for("the broker is ready", || get(http, "GET", "/readyz").starts_with("HTTP/1.0 200"));
     broker
 }
@@ -98,7 +98,8 @@ fn refusal(mut command: Command) -> String {
 fn a_second_broker_is_told_what_is_in_its_way() {
     let (first, second) = (Folder::new("first"), Folder::new("second"));
     let broker = start(&first.0);
-    let (other_udp, other_tcp) = free_ports();
+    let others = [Port::take(), Port::take()];
+    let [other_udp, other_tcp] = others.each_ref().map(Port::address);
     let text = refusal(command(&first.0, other_udp, other_tcp));
     assert!(text.contains(first.0.file_name().unwrap().to_str().unwrap()), "names the folder: {text}");
     let text = refusal(command(&second.0, broker.listen, other_tcp));

@@ -9,12 +9,14 @@
 #![allow(dead_code, reason = "each test file that includes this uses a part of it")]
 
 pub mod acked;
+pub mod ports;
 
+use self::ports::Port;
 use felix_client::protocol::names::StreamName;
 use felix_client::{Client, ClientConfig, Context};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
@@ -29,6 +31,7 @@ pub struct Broker {
     pub log_path: PathBuf,
     pub listen: SocketAddr,
     pub http: SocketAddr,
+    ports: [Port; 2],
     pub cores: u8,
     /// More options of `dev`.
     pub more: Vec<String>,
@@ -40,10 +43,10 @@ impl Broker {
         let data = root.join(format!("broker-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&data);
         fs::create_dir_all(&data).unwrap();
-        let listen = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let ports = [Port::take(), Port::take()];
         let log_path = data.with_extension("log");
-        Broker { child: None, data, log_path, listen, http, cores, more: Vec::new() }
+        let [listen, http] = ports.each_ref().map(Port::address);
+        Broker { child: None, data, log_path, listen, http, ports, cores, more: Vec::new() }
     }
 
     pub fn command(&self) -> Process {
