@@ -289,9 +289,13 @@ impl Subscription {
         Ok(DeliveredBatch::new(frame, start, facts))
     }
 
-    /// The reader consumed bytes. The new total to grant, if it is worth a frame.
-    pub(crate) fn on_consumed(&mut self, bytes: u64) -> Option<u64> {
+    /// The reader consumed bytes.
+    pub(crate) fn on_consumed(&mut self, bytes: u64) {
         self.consumed = (self.consumed + bytes).min(self.received);
+    }
+
+    /// The new total to grant, if it is worth a frame. To be asked when bytes were consumed and when it became live.
+    pub(crate) fn more_credit(&mut self) -> Option<u64> {
         let Phase::Live { .. } = self.phase else { return None };
         let total = self.credit_now();
         // A quarter of the window per frame keeps credits rare and the broker busy.

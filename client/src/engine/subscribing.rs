@@ -88,8 +88,16 @@ impl Engine {
 
     /// The application consumed bytes of a lane (as priced by `Event::Item`).
     pub fn on_consumed(&mut self, id: SubscriberId, lane: u32, bytes: u64) {
-        let Some(lane) = self.subscribers.get_mut(&id).and_then(|it| it.lanes.get_mut(lane as usize)) else { return };
-        if let Some(total) = lane.subscription.on_consumed(bytes)
+        let lane_index = lane as usize;
+        let Some(lane) = self.subscribers.get_mut(&id).and_then(|it| it.lanes.get_mut(lane_index)) else { return };
+        lane.subscription.on_consumed(bytes);
+        self.grant(id, lane_index);
+    }
+
+    /// Sends a credit if it is worth a frame.
+    fn grant(&mut self, id: SubscriberId, index: usize) {
+        let Some(lane) = self.subscribers.get_mut(&id).and_then(|it| it.lanes.get_mut(index)) else { return };
+        if let Some(total) = lane.subscription.more_credit()
             && let Some((conn, wire_id)) = lane.subscription.place()
             && let Some(conn) = self.conns.get_mut(&conn)
         {
@@ -123,14 +131,17 @@ impl Engine {
 
     // ---- what comes in ------------------------------------------------------------------------------------------
 
+    fn place_of(&self, key: ConnKey, wire_id: u32) -> Option<(SubscriberId, usize)> {
+        self.conns.get(&key)?.subscriptions.get(&wire_id).copied()
+    }
+
     fn on_subscription(
         &mut self,
         key: ConnKey,
         wire_id: u32,
         act: impl FnOnce(&mut Lane, &mut Vec<Priced>) -> Result<(), Violation>,
     ) {
-        let place = self.conns.get(&key).and_then(|it| it.subscriptions.get(&wire_id)).copied();
-        let Some((id, index)) = place else { return };
+        let Some((id, index)) = self.place_of(key, wire_id) else { return };
         let Some(lane) = self.subscribers.get_mut(&id).and_then(|it| it.lanes.get_mut(index)) else { return };
         let mut items = Vec::new();
         let result = act(lane, &mut items);
@@ -144,23 +155,32 @@ impl Engine {
     }
 
     pub(super) fn on_subscribed(&mut self, key: ConnKey, wire_id: u32, subscribed: &Subscribed) {
-        let place = self.conns.get(&key).and_then(|it| it.subscriptions.get(&wire_id)).copied();
+        let place = self.place_of(key, wire_id);
         let mut first = false;
         self.on_subscription(key, wire_id, |lane, items| {
             lane.backoff.succeeded();
             first = !std::mem::replace(&mut lane.confirmed, true);
             lane.subscription.on_subscribed(subscribed, items)
         });
-        if let Some((id, _)) = place
-            && first
-            && self.subscribers.get(&id).is_some_and(|it| it.lanes.iter().all(|lane| lane.confirmed))
-        {
+        let Some((id, index)) = place else { return };
+        if first && self.subscribers.get(&id).is_some_and(|it| it.lanes.iter().all(|lane| lane.confirmed)) {
             self.events.push_back(Event::Live { subscriber: id });
         }
+        // What was consumed since it asked: nothing else may ever be.
+        self.grant(id, index);
     }
 
     pub(super) fn on_delivered(&mut self, key: ConnKey, wire_id: u32, delivered: Delivered) {
-        self.on_subscription(key, wire_id, |lane, items| lane.subscription.on_delivered(delivered, items));
+        let mut was_dropped = false;
+        self.on_subscription(key, wire_id, |lane, items| {
+            let result = lane.subscription.on_delivered(delivered, items);
+            was_dropped = items.is_empty();
+            result
+        });
+        // The application will not consume it.
+        if was_dropped && let Some((id, index)) = self.place_of(key, wire_id) {
+            self.grant(id, index);
+        }
     }
 
     pub(super) fn on_subscription_ended(

@@ -241,6 +241,19 @@ fn lost_datagrams_are_gaps_and_late_ones_are_dropped() {
     world.say_datagram(conn, wire, &deliver(3, 13, 14, Delivery::Progress));
     assert_eq!(items(&mut world), ["10=a", "gap 11..12", "12=c", "progress 14"]);
     assert_eq!(world.closes, []);
+    // What was dropped is granted again, though the application never sees it.
+    let value = "x".repeat(700_000);
+    let mut dropped = 0;
+    world.say_datagram(conn, wire, &deliver(6, 16, 17, Delivery::Progress));
+    for (number, offset) in [(4, 14), (5, 15)] {
+        let bytes = batch(offset, 1, &[&value]);
+        dropped += bytes.len() as u64;
+        world.say(conn, UNI, wire, &deliver(number, offset, offset + 1, Delivery::Batch(&bytes)));
+    }
+    let got = world.take();
+    let Frame::Credit { total_bytes } = got.frame() else { panic!("{:?}", got.frame()) };
+    assert!(total_bytes > (4 << 20) + dropped, "{total_bytes}");
+    assert_eq!(items(&mut world), ["gap 14..16", "progress 17"]);
     // Nobody asked for datagrams: one of them is a violation.
     let (mut world, _, conn, wire) = live(&SubscribeOptions::default());
     world.say_datagram(conn, wire, &deliver(0, 10, 11, Delivery::Batch(&a)));
@@ -296,6 +309,31 @@ fn a_new_start_gets_only_what_the_reader_has_room_for() {
     world.engine.on_consumed(id, 0, cost);
     world.run();
     world.nothing();
+}
+
+#[test]
+fn what_was_consumed_before_the_confirmation_is_granted_with_it() {
+    let (mut world, id, conn, wire) = live(&SubscribeOptions::default());
+    let window = 4u64 << 20;
+    let value = "x".repeat(1_000_000);
+    let mut cost = 0;
+    for number in 0..4 {
+        let bytes = batch(10 + number, 1, &[&value]);
+        cost = bytes.len() as u64 + 44;
+        world.say(conn, UNI, wire, &deliver(number, 10 + number, 11 + number, Delivery::Batch(&bytes)));
+    }
+    world.lose(conn, Lost::Reset);
+    let conn = world.accept(0);
+    let (_, wire, ask) = asked(&mut world);
+    assert_eq!(ask.credit_bytes, Some(window - 4 * cost), "nothing was consumed yet");
+    // All of it, while the broker opens the shard; nothing else will be consumed before a credit.
+    world.engine.on_consumed(id, 0, 4 * cost);
+    world.run();
+    world.nothing();
+    world.say(conn, CONTROL_STREAM, wire, &subscribed(14, 1));
+    world.run();
+    let got = world.take();
+    assert_eq!((got.frame(), got.id()), (Frame::Credit { total_bytes: window }, wire));
 }
 
 #[test]
