@@ -381,9 +381,9 @@ impl Shards {
     fn serve_wishes(&mut self, now: Now, effects: &mut Effects) {
         let Shards { shards, store, pool, limits, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
-        while let Some(wanted) = store.history.next_wish(store.settings.readers_max) {
+        while let Some(wanted) = store.next_wish() {
             if let Some(shard) = shards.get_mut(&wanted.shard) {
-                store.want(now, shard, wanted, pool, limits, effects);
+                store.begin_reader(now, shard, wanted, pool, limits, effects);
             }
         }
     }

@@ -80,11 +80,6 @@ impl History {
         self.readers.get(index)?.as_ref().map(|it| it.shard)
     }
 
-    /// A wish that can be served now: there is a place for its reader.
-    pub(crate) fn next_wish(&mut self, readers_max: usize) -> Option<Wanted> {
-        if self.live_count() < readers_max { self.wishes.pop_front() } else { None }
-    }
-
     /// When an idle reader is due to be closed.
     pub(crate) fn next_deadline(&self, idle_ns: u64) -> Option<Time> {
         let idle = self.readers.iter().flatten().filter(|it| it.wish.is_none() && !it.closing);
@@ -136,7 +131,29 @@ impl Store {
         }
     }
 
-    /// Somebody wants what only segments have.
+    /// Makes a place for one more reader, at the cost of the one that was left alone for longest. False: all are at work.
+    fn make_place(&mut self) -> bool {
+        if self.history.live_count() < self.settings.readers_max {
+            return true;
+        }
+        let idle = self.history.readers.iter().enumerate().filter_map(|(index, it)| {
+            let it = it.as_ref().filter(|it| it.wish.is_none() && !it.closing)?;
+            Some((it.used_at, index))
+        });
+        let Some((_, index)) = idle.min() else { return false };
+        self.close_reader(index);
+        true
+    }
+
+    /// The wish that waited longest, if a reader can begin for it now.
+    pub(crate) fn next_wish(&mut self) -> Option<Wanted> {
+        if self.history.wishes.is_empty() || !self.make_place() {
+            return None;
+        }
+        self.history.wishes.pop_front()
+    }
+
+    /// Somebody wants what only segments have. Who has no reader yet waits behind those that wait.
     pub(crate) fn want(
         &mut self,
         now: Now,
@@ -159,16 +176,22 @@ impl Store {
             }
             self.close_reader(index);
         }
-        if self.history.live_count() >= self.settings.readers_max {
-            let idle = self.history.readers.iter().enumerate().filter_map(|(index, it)| {
-                let it = it.as_ref().filter(|it| it.wish.is_none() && !it.closing)?;
-                Some((it.used_at, index))
-            });
-            match idle.min() {
-                Some((_, index)) => self.close_reader(index),
-                None => return self.history.wishes.push_back(wanted),
-            }
+        if !self.history.wishes.is_empty() || !self.make_place() {
+            return self.history.wishes.push_back(wanted);
         }
+        self.begin_reader(now, shard, wanted, pool, limits, effects);
+    }
+
+    /// A reader for a wish, of which there is none yet, in a place that was made.
+    pub(crate) fn begin_reader(
+        &mut self,
+        now: Now,
+        shard: &mut Shard,
+        wanted: Wanted,
+        pool: &mut BatchPool,
+        limits: &Limits,
+        effects: &mut Effects,
+    ) {
         let index = match self.history.readers.iter().position(Option::is_none) {
             Some(index) => index,
             None => {

@@ -66,8 +66,18 @@ impl Life {
     }
 
     pub fn of(disk: &mut MemDisk, session: u64, settings: StoreSettings, durability: Durability) -> Life {
+        Life::limited(disk, session, settings, durability, Limits::default())
+    }
+
+    pub fn limited(
+        disk: &mut MemDisk,
+        session: u64,
+        settings: StoreSettings,
+        durability: Durability,
+        limits: Limits,
+    ) -> Life {
         let now = Now { time: Time(1), wall: Timestamp(session * 1_000_000_000_000) };
-        let mut life = Life { shards: Shards::new(Limits::default()), effects: Effects::default(), now };
+        let mut life = Life { shards: Shards::new(limits), effects: Effects::default(), now };
         life.shards.set_store(Store::new(settings, maker(session), ME, u128::from(session)));
         for shard in 1..=SHARDS {
             let config = ShardConfig { durability, ..config(shard, session) };
