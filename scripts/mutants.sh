@@ -140,6 +140,16 @@ mutant history-off-by-one shard/src/store/history.rs "--test durable_shards" <<'
 =====
             Wish::Batches(offset) => ReadFrom::Offset(felix_protocol::position::Offset(offset.0 + 1).max(shard.log_start())),
 X
+mutant rested-reader-takes-next wal/src/read.rs "--test reading_behind --test durable_shards" <<'X'
+                if let Some(open) = log.open.as_ref().filter(|open| open.base == self.segment.base) {
+=====
+                if let Some(open) = log.open.as_ref() {
+X
+mutant readers-jump-queue shard/src/store/history.rs "--test history_places" <<'X'
+        if !self.history.wishes.is_empty() || !self.make_place() {
+=====
+        if !self.make_place() {
+X
 mutant sealed-in-clear-wal shard/src/store.rs "--test durable_shards" <<'X'
         let (sealed_by, stored) = match part.sealed_for {
 =====

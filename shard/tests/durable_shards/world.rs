@@ -208,6 +208,8 @@ struct Reader {
     shard: usize,
     next: Option<u64>,
     ended: bool,
+    /// Bytes it took, if it takes only what it granted: it rests for long in between, anywhere in a file.
+    taken: Option<u64>,
 }
 
 struct Life {
@@ -753,6 +755,7 @@ impl World {
                 Start::Position(Position { lineage: Lineage(0), offset })
             }
         };
+        let taken = self.chance.coin().then_some(0);
         let spec = SubSpec {
             conn: ConnKey(1),
             id: SubscriptionId(1),
@@ -761,10 +764,10 @@ impl World {
             filter: None,
             policy: SlowPolicy::Block,
             mode: DeliveryMode::Shared,
-            credit_bytes: None,
+            credit_bytes: taken.map(|_: u64| 1 + self.chance.below(3_000)),
         };
         let key = life.fan_out.subscribe(&spec);
-        life.readers.push(Reader { key, shard: at, next: None, ended: false });
+        life.readers.push(Reader { key, shard: at, next: None, ended: false, taken });
         self.execute(life);
     }
 
@@ -904,8 +907,13 @@ impl World {
     fn read(&mut self, life: &mut Life) {
         while life.fan_out.take_scheduled().is_some() {}
         for at in 0..life.readers.len() {
+            if let Reader { key, taken: Some(taken), .. } = life.readers[at]
+                && self.chance.one_in_thousand(40)
+            {
+                life.fan_out.on_credit(key, taken + self.chance.below(6_000));
+            }
             for _ in 0..8 {
-                let Reader { key, shard, next, ended } = life.readers[at];
+                let Reader { key, shard, next, ended, .. } = life.readers[at];
                 if ended {
                     break;
                 }
@@ -936,6 +944,9 @@ impl World {
                     }
                 };
                 life.fan_out.charge(key, DELIVER_PREFIX_BYTES + bytes);
+                if let Some(taken) = &mut life.readers[at].taken {
+                    *taken += (DELIVER_PREFIX_BYTES + bytes) as u64;
+                }
                 if let Some(next) = next {
                     assert_eq!(covered.from.0, next, "a subscriber missed something");
                 }
