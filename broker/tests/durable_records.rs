@@ -135,6 +135,44 @@ fn history_is_read_from_segments_and_goes_on_live() {
 }
 
 #[test]
+fn a_subscriber_that_rests_while_segments_fill_goes_on() {
+    let mut broker = Broker::new("rests", 1);
+    broker.start();
+    let client = broker.connect();
+    create(
+        &client,
+        "t/n/s",
+        StreamSpec { durability: Durability::Group, retention_bytes: 4 << 30, ..Default::default() },
+    );
+    let publisher = client.publisher(&name("t/n/s"), PublisherOptions::default()).unwrap();
+    let send = |numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let value = format!("{number}-{}", "y".repeat(1_000));
+            publisher.send(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
+        }
+        publisher.flush().unwrap();
+    };
+    let read = |records: &mut felix_client::RecordIter, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            let record = records.next_record(Some(PATIENCE)).unwrap().expect("a record");
+            assert_eq!(record.position.offset.0, number, "a gap");
+            assert!(record.value.starts_with(format!("{number}-").as_bytes()), "offset {number} holds another record");
+        }
+    };
+    send(0..20_000);
+    broker.wait_for("history", || broker.metric("felix_store_flushed_bytes_total") > 12 << 20);
+    let options = SubscribeOptions { start: Start::Earliest, ..SubscribeOptions::default() };
+    let mut records = client.subscribe(&name("t/n/s"), options).unwrap().records();
+    read(&mut records, 0..100);
+    // Its window is full of history, and its reader stands in a segment that grows to its end and is sealed meanwhile.
+    send(20_000..120_000);
+    read(&mut records, 100..120_000);
+    send(120_000..120_100);
+    read(&mut records, 120_000..120_100);
+    assert!(broker.metric("felix_store_history_batches_total") > 0, "history came from memory");
+}
+
+#[test]
 fn a_retry_after_a_kill_is_appended_once() {
     let mut broker = Broker::new("retry", 1);
     broker.start();
