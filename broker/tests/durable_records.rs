@@ -159,16 +159,17 @@ fn a_subscriber_that_rests_while_segments_fill_goes_on() {
             assert!(record.value.starts_with(format!("{number}-").as_bytes()), "offset {number} holds another record");
         }
     };
-    send(0..20_000);
-    broker.wait_for("history", || broker.metric("felix_store_flushed_bytes_total") > 12 << 20);
+    send(0..40_000);
+    broker.wait_for("a segment", || broker.metric("felix_store_flushed_bytes_total") > 30 << 20);
     let options = SubscribeOptions { start: Start::Earliest, ..SubscribeOptions::default() };
     let mut records = client.subscribe(&name("t/n/s"), options).unwrap().records();
     read(&mut records, 0..100);
     // Its window is full of history, and its reader stands in a segment that grows to its end and is sealed meanwhile.
-    send(20_000..120_000);
-    read(&mut records, 100..120_000);
-    send(120_000..120_100);
-    read(&mut records, 120_000..120_100);
+    send(40_000..140_000);
+    broker.wait_for("the next segment", || broker.metric("felix_store_flushed_bytes_total") > 120 << 20);
+    read(&mut records, 100..140_000);
+    send(140_000..140_100);
+    read(&mut records, 140_000..140_100);
     assert!(broker.metric("felix_store_history_batches_total") > 0, "history came from memory");
 }
 
