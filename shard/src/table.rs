@@ -86,10 +86,16 @@ impl Shards {
                 if lineage.is_some_and(|it| it != config.lineage) {
                     self.remove(config.shard, effects);
                 }
+                self.has_aging |= config.durability != Durability::Ephemeral && config.retention_age_ns.is_some();
                 match self.shards.get_mut(&config.shard) {
-                    Some(shard) => shard.on_config(config),
+                    Some(shard) => {
+                        shard.on_config(config);
+                        // It may keep less now, and nothing else may ever come to make it look.
+                        if let Some(store) = self.store.as_deref_mut() {
+                            store.want_retention(shard);
+                        }
+                    }
                     None if config.durability != Durability::Ephemeral && self.store.is_some() => {
-                        self.has_aging |= config.retention_age_ns.is_some();
                         return self.put_durable(config);
                     }
                     None => {
