@@ -146,9 +146,9 @@ mutant rested-reader-takes-next wal/src/read.rs "--test reading_behind --test du
                 if let Some(open) = log.open.as_ref() {
 X
 mutant readers-jump-queue shard/src/store/history.rs "--test history_places" <<'X'
-        if !self.history.wishes.is_empty() || !self.make_place() {
+        if !self.history.wishes.is_empty() || now.time < self.history.not_before || !self.make_place() {
 =====
-        if !self.make_place() {
+        if now.time < self.history.not_before || !self.make_place() {
 X
 mutant sealed-in-clear-wal shard/src/store.rs "--test durable_shards" <<'X'
         let (sealed_by, stored) = match part.sealed_for {

@@ -48,6 +48,7 @@ pub fn disk_error(error: &io::Error) -> DiskError {
         libc::ENOSPC | libc::EDQUOT => DiskError::Full,
         libc::ENOENT => DiskError::NotFound,
         libc::EEXIST => DiskError::Exists,
+        errno @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM) => DiskError::Short { errno },
         errno => DiskError::Io { errno },
     }
 }

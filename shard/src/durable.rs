@@ -87,7 +87,7 @@ impl Shards {
             opening.waiting.push(event);
             return None;
         }
-        refuse(event, effects)
+        refuse(event, opening.refusal(), effects)
     }
 
     /// A durable shard is taken away. True: it was one.
@@ -218,9 +218,9 @@ impl Shards {
                 self.after(now, id);
             }
             _ if opening.is_removed => store.slots.give_back(opening.slot),
-            _ => {
+            stage => {
                 // It stays as one that failed, so that whoever comes is told.
-                opening.stage = Stage::Failed;
+                opening.stage = if let Stage::Later(_) = stage { stage } else { Stage::Failed };
                 store.opening.insert(id, opening);
             }
         }
@@ -381,7 +381,7 @@ impl Shards {
     fn serve_wishes(&mut self, now: Now, effects: &mut Effects) {
         let Shards { shards, store, pool, limits, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
-        while let Some(wanted) = store.next_wish() {
+        while let Some(wanted) = store.next_wish(now) {
             if let Some(shard) = shards.get_mut(&wanted.shard) {
                 store.begin_reader(now, shard, wanted, pool, limits, effects);
             }
@@ -407,14 +407,15 @@ impl Shards {
     /// When `plan_disk` wants to run though nothing happens.
     pub fn disk_deadline(&self, now: Time) -> Option<Time> {
         let store = self.store.as_deref().filter(|it| it.started)?;
-        let idle = store.history.next_deadline(store.settings.reader_idle_ns);
+        let idle = store.history.next_deadline(now, store.settings.reader_idle_ns);
         let ages = self.has_aging.then_some(store.next_retention);
         // A time that has passed is no reason to come back: what is wanted then waits for a completion.
         let full = (!store.flush_wanted.is_empty() && store.flush_after > now).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
         let wanted = !store.compact_wanted.is_empty();
         let compaction = store.compactor.next_deadline(wanted).filter(|_| !store.closing);
-        [store.wal.next_deadline(), idle, ages, full, sweep, compaction].into_iter().flatten().min()
+        let later = store.open_later.front().map(|(due, _)| *due);
+        [store.wal.next_deadline(), idle, ages, full, sweep, compaction, later].into_iter().flatten().min()
     }
 
     /// Writes what is gathered, syncs and seals. `Store::is_closed` says when that is done; `plan_disk` and
@@ -444,13 +445,13 @@ impl Store {
 }
 
 /// Answers an event of a shard that did not open.
-fn refuse(event: Event, effects: &mut Effects) -> Option<Event> {
+fn refuse(event: Event, code: ErrorCode, effects: &mut Effects) -> Option<Event> {
     match event {
         Event::ChannelOpened { channel, .. } => {
-            effects.push(Effect::OpenChannel { channel, result: Err(ErrorCode::StorageFailed) });
+            effects.push(Effect::OpenChannel { channel, result: Err(code) });
         }
         Event::Attached { core, shard, sub, .. } => {
-            let result = Err(AttachRefused { code: ErrorCode::StorageFailed, lineage: Lineage(0), next: Offset(0) });
+            let result = Err(AttachRefused { code, lineage: Lineage(0), next: Offset(0) });
             effects.push(Effect::Attach { core, shard, sub, result });
         }
         other => return Some(other),

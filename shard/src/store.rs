@@ -286,6 +286,8 @@ pub struct Store {
     pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
     pub(crate) open_queue: VecDeque<ShardId>,
+    /// To be tried again, in the order of their times.
+    pub(crate) open_later: VecDeque<(Time, ShardId)>,
     /// Of those in `opening`: under way.
     pub(crate) opening_now: usize,
     /// Shards that have opened, or failed to, and were not taken over yet.
@@ -355,6 +357,7 @@ impl Store {
             after_crash: false,
             opening: BTreeMap::new(),
             open_queue: VecDeque::new(),
+            open_later: VecDeque::new(),
             opening_now: 0,
             opened: Vec::new(),
             made: Vec::new(),

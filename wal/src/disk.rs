@@ -227,6 +227,11 @@ pub enum DiskError {
     NotFound,
     /// The file exists.
     Exists,
+    /// The system lacks descriptors or memory (EMFILE, ENFILE, ENOMEM) and has not begun: no word on the disk.
+    Short {
+        /// errno.
+        errno: i32,
+    },
     /// The device or file system failed; `errno` for people.
     Io {
         /// errno.
@@ -239,10 +244,23 @@ pub enum DiskError {
     },
 }
 
+impl DiskError {
+    /// Nothing was done and nothing is wrong with what is there: the same may be asked again later.
+    pub fn passes(&self) -> bool {
+        matches!(self, DiskError::Full | DiskError::Short { .. })
+    }
+}
+
 impl fmt::Display for DiskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DiskError::Full => write!(f, "no space left on the device"),
+            DiskError::Short { errno } => {
+                write!(
+                    f,
+                    "the system is short of file descriptors or memory (errno {errno}); raise the limit of open files"
+                )
+            }
             DiskError::NotFound => write!(f, "no such file"),
             DiskError::Exists => write!(f, "the file exists"),
             DiskError::Io { errno } => write!(f, "input/output failed (errno {errno})"),

@@ -148,11 +148,11 @@ impl Prepare {
                 done = Prepared::File(WalFile::new(self.number, self.key()));
                 Step::Idle
             }
-            (Step::Create, Err(DiskError::Full)) => {
+            (Step::Create, Err(error)) if error.passes() => {
                 self.full_until = Some(now.after_ns(retry_ns));
                 Step::Idle
             }
-            (Step::Header | Step::Sync, Err(DiskError::Full)) => {
+            (Step::Header | Step::Sync, Err(error)) if error.passes() => {
                 self.full_until = Some(now.after_ns(retry_ns));
                 Step::Close
             }

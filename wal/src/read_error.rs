@@ -65,6 +65,7 @@ impl ReadError {
     /// It is damage of what must be there: the log should be marked. Positions and busy disks are not.
     pub fn damaged(&self) -> Option<OffsetRange> {
         match &self.fault {
+            ReadFault::Disk(error) if error.passes() => None,
             ReadFault::Missing(range) => Some(*range),
             ReadFault::Broken { .. } | ReadFault::Header(_) | ReadFault::Chunk(_) | ReadFault::Disk(_) => {
                 Some(OffsetRange { from: self.next, to: self.good_from })

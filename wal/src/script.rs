@@ -128,7 +128,7 @@ pub(crate) enum Progress {
     Commit(Box<Next>),
     /// All done.
     Finished,
-    /// Undone; may be tried again. The disk is full.
+    /// Undone; may be tried again. The disk is full, or the system is short of something.
     Undone(StepError),
     /// It failed before the commit.
     Poisoned(StepError),
@@ -325,7 +325,7 @@ impl Script {
         if self.undoing.is_some() || self.committed {
             let in_doubt = match failed.step {
                 StepKind::Rename => true,
-                StepKind::Replace => failed.error != DiskError::Full,
+                StepKind::Replace => !failed.error.passes(),
                 _ => false,
             };
             if self.strict && in_doubt && self.undoing.is_none() {
@@ -338,7 +338,7 @@ impl Script {
             }
             return self.go_on(slot, queue);
         }
-        if failed.error != DiskError::Full || matches!(failed.step, StepKind::Sync | StepKind::Close) {
+        if !failed.error.passes() || matches!(failed.step, StepKind::Sync | StepKind::Close) {
             return Progress::Poisoned(failed);
         }
         // Undo: the files that this job made are in no meta, and nobody else knows them.

@@ -23,7 +23,7 @@ use crate::shard::Shard;
 use felix_protocol::ids::ShardId;
 use felix_protocol::time::{Now, Time};
 use felix_wal::compact::{CompactError, CompactReport, CompactShare, CompactState, Compaction};
-use felix_wal::disk::{DiskDone, DiskError};
+use felix_wal::disk::DiskDone;
 use felix_wal::log::ShardLog;
 use felix_wal::queue::Slot;
 use felix_wal::read::ReadFault;
@@ -253,8 +253,12 @@ impl Store {
         self.compactor.after = now.time.after_ns(self.settings.full_retry_ns);
         let Some(part) = &mut shard.part else { return };
         let passes = match error {
-            CompactError::Outdated | CompactError::Disk(DiskError::Full) => true,
-            CompactError::Read(error) => matches!(error.fault, ReadFault::Expired { .. }),
+            CompactError::Outdated => true,
+            CompactError::Disk(error) => error.passes(),
+            CompactError::Read(error) => match &error.fault {
+                ReadFault::Disk(error) => error.passes(),
+                fault => matches!(fault, ReadFault::Expired { .. }),
+            },
             _ => false,
         };
         if passes {

@@ -163,7 +163,7 @@ impl Store {
                             false => self.save_checkpoint(shard, checkpoint),
                         }
                     }
-                    Err(DiskError::Full) => self.wait_for_room(now, shard),
+                    Err(error) if error.passes() => self.wait_for_room(now, shard, &error),
                     Err(error) => {
                         let why = format!("the producers file was not written: {error}");
                         part.wal_failed = true;
@@ -216,7 +216,7 @@ impl Store {
                 self.want_retention(shard);
             }
             (Ended::Done, _) => self.want_retention(shard),
-            (Ended::Full(_), _) => self.wait_for_room(now, shard),
+            (Ended::Full(error), _) => self.wait_for_room(now, shard, &error.error),
             (Ended::Poisoned(error), _) => {
                 let why = format!("{:?} of its segments failed: {error:?}", event.job);
                 self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
@@ -253,10 +253,12 @@ impl Store {
         self.want_retention(shard);
     }
 
-    fn wait_for_room(&mut self, now: Now, shard: &mut Shard) {
+    fn wait_for_room(&mut self, now: Now, shard: &mut Shard, error: &DiskError) {
         self.flush_after = now.time.after_ns(self.settings.full_retry_ns);
-        self.room.on_full();
-        self.next_sweep = now.time;
+        if *error == DiskError::Full {
+            self.room.on_full();
+            self.next_sweep = now.time;
+        }
         if let Some(part) = shard.part.as_mut().filter(|it| !it.flush_listed) {
             part.flush_listed = true;
             self.flush_wanted.push_back(shard.config.shard);

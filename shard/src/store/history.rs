@@ -65,6 +65,8 @@ struct HistoryReader {
 pub(crate) struct History {
     readers: Vec<Option<HistoryReader>>,
     wishes: VecDeque<Wanted>,
+    /// The system was short of something: none begins before.
+    not_before: Time,
 }
 
 impl History {
@@ -80,10 +82,12 @@ impl History {
         self.readers.get(index)?.as_ref().map(|it| it.shard)
     }
 
-    /// When an idle reader is due to be closed.
-    pub(crate) fn next_deadline(&self, idle_ns: u64) -> Option<Time> {
+    /// When an idle reader is due to be closed, or one may begin again.
+    pub(crate) fn next_deadline(&self, now: Time, idle_ns: u64) -> Option<Time> {
         let idle = self.readers.iter().flatten().filter(|it| it.wish.is_none() && !it.closing);
-        idle.map(|it| it.used_at.after_ns(idle_ns)).min()
+        let idle = idle.map(|it| it.used_at.after_ns(idle_ns)).min();
+        let later = (!self.wishes.is_empty() && self.not_before > now).then_some(self.not_before);
+        idle.into_iter().chain(later).min()
     }
 }
 
@@ -118,7 +122,7 @@ impl Store {
     /// Closes readers that nobody used for a while, so that a subscriber that left costs nothing for long.
     pub(crate) fn close_idle_readers(&mut self, now: Now) {
         let idle_ns = self.settings.reader_idle_ns;
-        if self.history.next_deadline(idle_ns).is_none_or(|due| due > now.time) {
+        if self.history.next_deadline(now.time, idle_ns).is_none_or(|due| due > now.time) {
             return;
         }
         for index in 0..self.history.readers.len() {
@@ -146,8 +150,8 @@ impl Store {
     }
 
     /// The wish that waited longest, if a reader can begin for it now.
-    pub(crate) fn next_wish(&mut self) -> Option<Wanted> {
-        if self.history.wishes.is_empty() || !self.make_place() {
+    pub(crate) fn next_wish(&mut self, now: Now) -> Option<Wanted> {
+        if self.history.wishes.is_empty() || now.time < self.history.not_before || !self.make_place() {
             return None;
         }
         self.history.wishes.pop_front()
@@ -176,7 +180,7 @@ impl Store {
             }
             self.close_reader(index);
         }
-        if !self.history.wishes.is_empty() || !self.make_place() {
+        if !self.history.wishes.is_empty() || now.time < self.history.not_before || !self.make_place() {
             return self.history.wishes.push_back(wanted);
         }
         self.begin_reader(now, shard, wanted, pool, limits, effects);
@@ -311,6 +315,13 @@ impl Store {
             }
         };
         if let Some(error) = failed {
+            if matches!(&error.fault, ReadFault::Disk(error) if error.passes()) {
+                // Nothing is wrong with the data: the same again in a while.
+                self.history.not_before = now.time.after_ns(self.settings.full_retry_ns);
+                self.close_reader(index);
+                self.history.wishes.push_back(Wanted { shard: shard.config.shard, core, sub, wish });
+                return;
+            }
             let from = match &error.fault {
                 ReadFault::Expired { log_start } => *log_start,
                 ReadFault::Gap(range) | ReadFault::Damaged(range) => range.to,

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! open (or make) -> clean -> producers file -> batches behind it -> wait for the WAL -> open        failed: told to who asks
+//!   ^--- the disk was full: later
 //! ```
 //!
 //! What is open and not known as made is told (`Store::take_made`): its meta and its folder are durable by then.
@@ -22,13 +23,14 @@ use crate::batch_pool::BodyFacts;
 use crate::dedup::Dedup;
 use crate::event::{Event, ShardConfig};
 use crate::limits::Limits;
+use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::ShardId;
-use felix_protocol::position::Offset;
-use felix_protocol::time::Now;
-use felix_wal::disk::{DiskDone, DiskOk, DiskOp, Priority, Ticket};
+use felix_protocol::position::{Offset, OffsetRange};
+use felix_protocol::time::{Now, Time};
+use felix_wal::disk::{DiskDone, DiskError, DiskOk, DiskOp, Priority, Ticket};
 use felix_wal::format::names::Name;
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
-use felix_wal::log::{Ended, ShardLog};
+use felix_wal::log::{Ended, LogEvent, ShardLog};
 use felix_wal::log_open::{OpenError, OpenReport, Opening, ShardSpec};
 use felix_wal::queue::Slot;
 use felix_wal::read::{ReadFault, ReadFrom, ReadSettings, ReadState, Reader};
@@ -63,6 +65,8 @@ pub(crate) enum Stage {
         dedup: Dedup,
     },
     Failed,
+    /// The disk was full, or the system short of something: tried again then.
+    Later(Time),
     /// In between.
     Moving,
 }
@@ -71,6 +75,8 @@ pub(crate) enum Stage {
 pub(crate) struct OpeningShard {
     pub(crate) slot: Slot,
     pub(crate) config: ShardConfig,
+    /// It was told that it has to wait.
+    pub(crate) is_late: bool,
     /// It was taken away meanwhile.
     pub(crate) is_removed: bool,
     pub(crate) waiting: Vec<Event>,
@@ -78,9 +84,17 @@ pub(crate) struct OpeningShard {
 }
 
 impl OpeningShard {
-    /// It failed, so nothing more will come of it.
+    /// It failed, for good or for now: who comes is told.
     pub(crate) fn is_settled(&self) -> bool {
-        matches!(self.stage, Stage::Failed)
+        matches!(self.stage, Stage::Failed | Stage::Later(_))
+    }
+
+    /// What to tell.
+    pub(crate) fn refusal(&self) -> ErrorCode {
+        match self.stage {
+            Stage::Later(_) => ErrorCode::DiskFull,
+            _ => ErrorCode::StorageFailed,
+        }
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -106,13 +120,24 @@ impl Store {
     pub(crate) fn begin_open(&mut self, config: ShardConfig) {
         self.started = true;
         let slot = self.slots.take(Use::Shard(config.shard));
-        let shard = OpeningShard { slot, config, is_removed: false, waiting: Vec::new(), stage: Stage::Queued };
+        let shard =
+            OpeningShard { slot, config, is_late: false, is_removed: false, waiting: Vec::new(), stage: Stage::Queued };
         self.open_queue.push_back(config.shard);
         self.opening.insert(config.shard, shard);
     }
 
     /// Begins to open as many as may be under way.
     pub(crate) fn go_on_opening(&mut self, now: Now) {
+        while let Some((due, id)) = self.open_later.front().copied().filter(|(due, _)| *due <= now.time) {
+            self.open_later.pop_front();
+            // Or it was taken away, or put again, meanwhile.
+            if let Some(shard) =
+                self.opening.get_mut(&id).filter(|it| matches!(it.stage, Stage::Later(at) if at == due))
+            {
+                shard.stage = Stage::Queued;
+                self.open_queue.push_back(id);
+            }
+        }
         while self.opening_now < self.settings.openings_max
             && let Some(id) = self.open_queue.pop_front()
         {
@@ -128,6 +153,11 @@ impl Store {
         let Some(mut shard) = self.opening.remove(&id) else { return };
         let stage = std::mem::replace(&mut shard.stage, Stage::Moving);
         shard.stage = self.step(now, &shard, stage, done, limits);
+        if let Stage::Later(due) = &mut shard.stage {
+            *due = now.time.after_ns(self.settings.full_retry_ns);
+            shard.is_late = true;
+            self.open_later.push_back((*due, id));
+        }
         if shard.is_ready() || shard.is_settled() {
             self.opening_now -= 1;
             self.opened.push(id);
@@ -149,6 +179,7 @@ impl Store {
             Stage::Skip(mut log) => match log.handle(done, &mut self.queue) {
                 None => Stage::Skip(log),
                 Some(event) if event.ended == Ended::Done => self.load_producers(shard, log, limits),
+                Some(LogEvent { ended: Ended::Full(error), .. }) => self.open_later(shard, &error.error),
                 Some(event) => {
                     self.fail_open(&shard.config, format!("offsets could not be left out: {:?}", event.ended))
                 }
@@ -218,6 +249,7 @@ impl Store {
                 let expected = (config.lineage.0, config.stream.0);
                 return self.fail_open(config, format!("lineage and stream are {found:?}, metadata says {expected:?}"));
             }
+            Err(OpenError::Disk(error)) if error.passes() => return self.open_later(shard, &error),
             Err(error) => return self.fail_open(config, error.to_string()),
         };
         if let Some(damage) = &report.damage {
@@ -229,6 +261,16 @@ impl Store {
             // A damaged log is not cleaned; its strays wait for a repair.
             Ok(false) | Err(_) => self.prepare(shard, Box::new(log), limits),
         }
+    }
+
+    /// Nothing is wrong with the shard.
+    fn open_later(&mut self, shard: &OpeningShard, error: &DiskError) -> Stage {
+        if !shard.is_late {
+            let what = format!("it cannot be opened now and is tried again until it can: {error}");
+            self.alarm(Alarm::Note { shard: shard.config.shard, what });
+        }
+        // When is set where it is put away.
+        Stage::Later(Time(0))
     }
 
     fn fail_open(&mut self, config: &ShardConfig, why: String) -> Stage {
@@ -321,13 +363,23 @@ impl Store {
                     return Stage::Scan { log, checkpoint, reader, slot, dedup };
                 }
                 ReadState::Failed(error) => {
-                    if let Some(range) = error.damaged() {
+                    let passes = matches!(&error.fault, ReadFault::Disk(error) if error.passes());
+                    reader.close(&mut self.queue);
+                    if let ReadFault::Disk(error) = &error.fault
+                        && passes
+                        && reader.is_closed()
+                    {
+                        self.slots.give_back(slot);
+                        return self.open_later(shard, error);
+                    }
+                    // In the middle of a file what was begun must end first; until the next start it counts as damaged.
+                    let unread = OffsetRange { from: error.next, to: error.good_from };
+                    if let Some(range) = error.damaged().or(passes.then_some(unread)) {
                         log.mark_damaged(range);
                         let why = error.to_string();
                         self.alarm(Alarm::ShardDamaged { shard: shard.config.shard, range, why });
                     }
                     // A damaged shard takes no batch, so nothing is appended twice.
-                    reader.close(&mut self.queue);
                     if !reader.is_closed() {
                         return Stage::Scan { log, checkpoint, reader, slot, dedup };
                     }

@@ -38,12 +38,18 @@ pub(super) fn disk_error(error: &io::Error) -> DiskError {
     from_errno(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
+/// The same for an error that came after the change was made, which may or may not last: none that "nothing was done" describes.
+fn in_doubt(error: &io::Error) -> DiskError {
+    DiskError::Io { errno: error.raw_os_error().unwrap_or(libc::EIO) }
+}
+
 /// What an error number means to a planner.
 pub(super) fn from_errno(errno: i32) -> DiskError {
     match errno {
         libc::ENOSPC | libc::EDQUOT => DiskError::Full,
         libc::ENOENT => DiskError::NotFound,
         libc::EEXIST => DiskError::Exists,
+        libc::EMFILE | libc::ENFILE | libc::ENOMEM => DiskError::Short { errno },
         errno => DiskError::Io { errno },
     }
 }
@@ -121,7 +127,7 @@ impl Folder {
             let _ = fs::remove_file(&temporary);
             return Err(disk_error(&error));
         }
-        sync_folder(&parent).map_err(|error| disk_error(&error))
+        sync_folder(&parent).map_err(|error| in_doubt(&error))
     }
 
     /// Reads a small file.
@@ -153,7 +159,7 @@ impl Folder {
         self.forget(&from);
         let source = parent(&from);
         let synced = sync_folder(&target).and_then(|()| if source == target { Ok(()) } else { sync_folder(source) });
-        synced.map_err(|error| disk_error(&error))
+        synced.map_err(|error| in_doubt(&error))
     }
 
     /// Removes a file or an empty folder.
@@ -175,7 +181,7 @@ impl Folder {
         if is_folder {
             self.forget(&path);
         }
-        sync_folder(parent(&path)).map_err(|error| disk_error(&error))
+        sync_folder(parent(&path)).map_err(|error| in_doubt(&error))
     }
 
     /// What lies in a folder.
