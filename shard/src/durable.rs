@@ -16,7 +16,7 @@ use crate::event::{Event, ShardConfig};
 use crate::shard::Shard;
 use crate::store::history::{Wanted, Wish};
 use crate::store::opening::Stage;
-use crate::store::part::{Checkpoint, DiskPart};
+use crate::store::part::{Checkpoint, DiskPart, Work};
 use crate::store::slots::Use;
 use crate::store::{Alarm, Pending, Store};
 use crate::table::Shards;
@@ -242,6 +242,7 @@ impl Shards {
         self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
+        self.close_files();
         self.serve_wishes(now, effects);
         let Some(store) = self.store.as_deref_mut() else { return };
         store.close_idle_readers(now);
@@ -343,6 +344,28 @@ impl Shards {
             part.compact_listed = false;
             if !store.begin_compaction(now, shard) {
                 store.want_compaction(shard);
+            }
+        }
+    }
+
+    /// A descriptor for each shard that was ever flushed would be too many.
+    fn close_files(&mut self) {
+        let Shards { shards, store, .. } = self;
+        let Some(store) = store.as_deref_mut() else { return };
+        let mut over = store.with_files.len().saturating_sub(store.settings.files_max);
+        while over > 0
+            && let Some(id) = store.with_files.pop_front()
+        {
+            over -= 1;
+            let Some(part) = shards.get_mut(&id).and_then(|it| it.part.as_mut()) else { continue };
+            if !part.is_idle() {
+                store.with_files.push_back(id);
+                continue;
+            }
+            part.file_listed = false;
+            if part.log.close_file(&mut store.queue) == Ok(true) {
+                part.work = Work::CloseFile;
+                store.flushing += 1;
             }
         }
     }

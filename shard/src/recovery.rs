@@ -485,6 +485,8 @@ impl<'a> Work<'a> {
             && let Some(id) = self.shards.iter().max_by_key(|(_, it)| it.builder.bytes()).map(|(id, _)| *id)
         {
             self.flush(id)?;
+            // A descriptor each would be too many with very many shards.
+            self.close(id)?;
         }
         Ok(())
     }

@@ -75,6 +75,8 @@ pub struct StoreSettings {
     pub tail_bytes: usize,
     /// Readers of history at once; who comes later waits for one of them.
     pub readers_max: usize,
+    /// Shards whose open segment stays open between flushes; beyond them the one that was opened first is closed.
+    pub files_max: usize,
     /// Read-ahead of one reader.
     pub read: ReadSettings,
     /// A reader that nobody used for so long is closed.
@@ -108,6 +110,7 @@ impl Default for StoreSettings {
             flushes_max: 2,
             tail_bytes: 1 << 20,
             readers_max: 32,
+            files_max: 256,
             read: ReadSettings::default(),
             reader_idle_ns: 5_000_000_000,
             full_retry_ns: 1_000_000_000,
@@ -133,6 +136,7 @@ impl StoreSettings {
             openings_max: 2,
             tail_bytes: 2 << 10,
             readers_max: 3,
+            files_max: 2,
             read: ReadSettings { window_bytes: 8 << 10, windows_max: 2 },
             reader_idle_ns: 50_000_000,
             full_retry_ns: 10_000_000,
@@ -285,6 +289,8 @@ pub struct Store {
     /// An earlier start did not end as it should: what was shown before it was synced may be missing.
     pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    /// Shards whose segment files were opened, oldest first.
+    pub(crate) with_files: VecDeque<ShardId>,
     pub(crate) open_queue: VecDeque<ShardId>,
     /// To be tried again, in the order of their times.
     pub(crate) open_later: VecDeque<(Time, ShardId)>,
@@ -356,6 +362,7 @@ impl Store {
             early_wanted: Vec::new(),
             after_crash: false,
             opening: BTreeMap::new(),
+            with_files: VecDeque::new(),
             open_queue: VecDeque::new(),
             open_later: VecDeque::new(),
             opening_now: 0,

@@ -104,3 +104,24 @@ fn a_flush_is_made_again() {
         assert!(life.shards.store().unwrap().counters.flushes > 10, "{kinds:?}");
     }
 }
+
+#[test]
+fn many_shards_need_few_files() {
+    let mut disk = MemDisk::new(4);
+    let mut life = Life::start(&mut disk, 1);
+    for shard in 3..=200 {
+        life.shards.handle(life.now, Event::ShardPut(config(shard, 1)), &mut life.effects);
+    }
+    turns(&mut life, &mut disk, 3_000);
+    for round in 0..3 {
+        for shard in 3..=200 {
+            life.publish(&mut disk, shard, &format!("{round}{}", "x".repeat(5_000)));
+            turns(&mut life, &mut disk, 20);
+        }
+    }
+    turns(&mut life, &mut disk, 5_000);
+    let open = disk.count(OpKind::Create) + disk.count(OpKind::Open) - disk.count(OpKind::Close);
+    assert!(life.shards.store().unwrap().counters.flushes >= 3 * 198);
+    // The WAL's and those of a few shards.
+    assert!(open < 30, "{open} files are open");
+}

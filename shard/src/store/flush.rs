@@ -248,6 +248,10 @@ impl Store {
             part.flush_listed = true;
             self.flush_wanted.push_back(shard.config.shard);
         }
+        if !part.file_listed {
+            part.file_listed = true;
+            self.with_files.push_back(shard.config.shard);
+        }
         shard.let_flushed_go(pool);
         shard.touched = true;
         self.want_retention(shard);

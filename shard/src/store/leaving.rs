@@ -65,6 +65,7 @@ impl Store {
             self.flushing -= 1;
         }
         self.flush_wanted.retain(|it| *it != shard);
+        self.with_files.retain(|it| *it != shard);
         self.retain_wanted.retain(|it| *it != shard);
         self.abandon_compaction(shard, &part.log);
         let leaving = Leaving { log: Box::new(part.log), slot, stage: Stage::Quiet, lsn: Lsn(0) };

@@ -89,6 +89,8 @@ pub(crate) enum Work {
     Switch,
     /// The meta says how far compaction came.
     Note,
+    /// The open segment's file is closed until the next flush.
+    CloseFile,
 }
 
 /// The durable part of a shard.
@@ -109,6 +111,8 @@ pub(crate) struct DiskPart {
     pub(crate) tail_bytes: usize,
     pub(crate) durable_to: Offset,
     pub(crate) flush_listed: bool,
+    /// It is among those whose files are open.
+    pub(crate) file_listed: bool,
     pub(crate) retain_listed: bool,
     pub(crate) compact_listed: bool,
     /// How far the last compaction came, until the meta says so.
@@ -139,6 +143,7 @@ impl DiskPart {
             unflushed_bytes: 0,
             tail_bytes,
             flush_listed: false,
+            file_listed: false,
             retain_listed: false,
             compact_listed: false,
             compact_note: None,
