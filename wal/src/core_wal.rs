@@ -350,7 +350,8 @@ impl CoreWal {
         }
         let is_append = matches!(entry.body, EntryBody::Append(_));
         let may_use_reserve = !is_append || entry.copied_from.is_some();
-        let reserve = if may_use_reserve { 0 } else { self.settings.reserve_bytes };
+        // The last block is for the seal that states what is not needed any more: without it a full ring would stay full.
+        let reserve = if may_use_reserve { BLOCK_BYTES as u64 } else { self.settings.reserve_bytes };
         let wanted = self.gather.gathered_bytes_with(bytes);
         if wanted + reserve > self.room() {
             return Err(self.no_room());
@@ -567,7 +568,9 @@ impl CoreWal {
     }
 
     fn seal_if_idle(&mut self, now: Time) {
-        if self.sealed || self.closing != Closing::No || !self.is_idle() || now < self.seal_at() {
+        // Files that were released wait for a group that says so.
+        let states = self.ring.released_count() > 0;
+        if self.sealed && !states || self.closing != Closing::No || !self.is_idle() || now < self.seal_at() {
             return;
         }
         if let Some(written) = self.written.front_mut() {
@@ -576,7 +579,8 @@ impl CoreWal {
             return;
         }
         let entry = self.seal(false);
-        if self.gather.gathered_bytes_with(entry.bytes()) + self.settings.reserve_bytes <= self.room() {
+        let reserve = if states { 0 } else { self.settings.reserve_bytes };
+        if self.gather.gathered_bytes_with(entry.bytes()) + reserve <= self.room() {
             self.take(now, &entry, Commit::Each);
         } else {
             // No room to say it: the end stays unsealed.
@@ -727,7 +731,8 @@ impl CoreWal {
         if self.sync.is_none() {
             self.written.iter().for_each(|written| add(written.sync_by));
         }
-        if !self.sealed && self.is_idle() {
+        let states = self.ring.released_count() > 0 && self.room() >= BLOCK_BYTES as u64;
+        if (!self.sealed || states) && self.is_idle() {
             add(Some(self.seal_at()));
         }
         next

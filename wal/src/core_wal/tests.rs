@@ -117,6 +117,34 @@ fn a_group_is_one_write_and_one_sync_for_200_shards() {
 }
 
 #[test]
+fn a_ring_that_was_full_to_the_last_block_goes_on_each_time() {
+    let mut bench = Bench::new();
+    for round in 0..4 {
+        bench.append(9, Commit::Each);
+        bench.settle();
+        while bench.try_append(1, 3_000, Commit::Each).is_ok() {
+            bench.settle();
+        }
+        // What is said of flushes takes what is left.
+        for _ in 0..8 {
+            bench.wal.flushed(bench.now, ShardId(1), LINEAGE, Offset(1), Lsn(1));
+            bench.pass(200 * MS);
+            bench.settle();
+        }
+        let through = bench.wal.appended();
+        for shard in [9, 1] {
+            bench.wal.flushed(bench.now, ShardId(shard), LINEAGE, Offset(1), through);
+        }
+        for _ in 0..20 {
+            bench.pass(200 * MS);
+            bench.settle();
+        }
+        assert!(bench.try_append(1, 3_000, Commit::Each).is_ok(), "round {round}");
+        bench.settle();
+    }
+}
+
+#[test]
 fn each_does_not_wait_for_a_sync_and_group_waits_up_to_its_delay() {
     let mut bench = Bench::new();
     bench.append(1, Commit::Group);
