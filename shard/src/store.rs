@@ -514,7 +514,12 @@ impl Store {
             sealed_by,
             batch: stored,
         });
-        let lsn = self.wal.append(now.time, &Entry::new(header.shard, body), part.commit).map_err(|error| {
+        // Half of what may be unsynced is: nobody else may ever ask for a sync.
+        let commit = match part.is_early() && batch.range().to.0 - part.durable_to.0 >= EARLY_OFFSETS_MAX / 2 {
+            true => Commit::Group,
+            false => part.commit,
+        };
+        let lsn = self.wal.append(now.time, &Entry::new(header.shard, body), commit).map_err(|error| {
             let (count, code) = match error {
                 AppendError::Busy | AppendError::RingFull => (&mut self.counters.refused_busy, ErrorCode::Overloaded),
                 AppendError::DiskFull => (&mut self.counters.refused_full, ErrorCode::DiskFull),

@@ -53,3 +53,20 @@ fn acks_come_in_the_order_of_the_batches() {
         }
     }
 }
+
+/// The others of the core leave it no quiet moment, in which all is synced.
+#[test]
+fn a_stream_that_never_syncs_is_not_refused_for_it() {
+    let mut disk = MemDisk::new(1);
+    let mut life = Life::of(&mut disk, 1, StoreSettings::default(), Durability::None);
+    let mut offsets = Vec::new();
+    for _ in 0..400 {
+        life.send_many(1, "x", 4_096);
+        for _ in 0..10 {
+            life.send(2, "x");
+            life.turn(&mut disk);
+        }
+        take(&mut life, &mut offsets);
+    }
+    assert!(offsets.len() >= 400 * 11 - 20, "{}", offsets.len());
+}

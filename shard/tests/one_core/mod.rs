@@ -105,8 +105,15 @@ impl Life {
 
     /// Publishes one record without waiting for its ack.
     pub fn send(&mut self, shard: u64, value: &str) {
+        self.send_many(shard, value, 1);
+    }
+
+    /// Publishes a batch of equal records without waiting for its ack.
+    pub fn send_many(&mut self, shard: u64, value: &str, count: usize) {
         let mut builder = BatchBuilder::new();
-        builder.push(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
+        for _ in 0..count {
+            builder.push(&RecordToPublish { value: value.as_bytes(), ..Default::default() }).unwrap();
+        }
         let mut body = Vec::new();
         builder.finish(ProducerStamp::default(), &mut body);
         let batch = CheckedBatch::check(&mut self.shards.pool, &body, 1 << 20, None).unwrap();
