@@ -238,7 +238,7 @@ impl Shards {
         if let Some(store) = self.store.as_deref_mut() {
             store.go_on_opening(now);
         }
-        self.begin_early(effects);
+        self.begin_early(now, effects);
         self.compact(now);
         self.begin_flushes(now);
         self.begin_retentions(now);
@@ -255,7 +255,7 @@ impl Shards {
     }
 
     /// Metas say that their shards show batches early, before they do. Then all that waited is answered first.
-    fn begin_early(&mut self, effects: &mut Effects) {
+    fn begin_early(&mut self, now: Now, effects: &mut Effects) {
         let Shards { shards, store, .. } = self;
         let Some(store) = store.as_deref_mut() else { return };
         let mut wanted = std::mem::take(&mut store.early_wanted);
@@ -268,7 +268,7 @@ impl Shards {
             if part.checkpoint.shows_early {
                 return !shard.show_early(&mut store.pending, effects);
             }
-            if part.is_idle() {
+            if part.is_idle() && now.time >= store.flush_after {
                 let checkpoint = Checkpoint { shows_early: true, ..part.checkpoint };
                 store.save_checkpoint(shard, checkpoint);
             }
@@ -311,7 +311,13 @@ impl Shards {
             // Those that pin the oldest file of the WAL, but for who cannot: a job runs, or the shard failed.
             let can =
                 |id: &ShardId| shards.get(id).and_then(|it| it.part.as_ref()).is_some_and(|part| part.can_flush());
-            let Some(id) = store.wal.pins().map(|(id, _)| id).find(can) else { return };
+            // If memory is short, also the largest, wherever in the WAL it begins: those before it may never get further.
+            let largest = || {
+                let parts = shards.iter().filter_map(|(id, it)| Some((it.part.as_ref()?, *id)));
+                let able = parts.filter(|(part, _)| part.can_flush()).max_by_key(|(part, _)| part.unflushed_bytes);
+                able.map(|(_, id)| id).filter(|_| short)
+            };
+            let Some(id) = store.wal.pins().map(|(id, _)| id).find(can).or_else(largest) else { return };
             let before = store.flushing;
             if let Some(shard) = shards.get_mut(&id) {
                 store.flush(now, shard);
@@ -433,12 +439,14 @@ impl Shards {
         let idle = store.history.next_deadline(now, store.settings.reader_idle_ns);
         let ages = self.has_aging.then_some(store.next_retention);
         // A time that has passed is no reason to come back: what is wanted then waits for a completion.
-        let full = (!store.flush_wanted.is_empty() && store.flush_after > now).then_some(store.flush_after);
+        let waits = !store.flush_wanted.is_empty() || !store.early_wanted.is_empty();
+        let full = (waits && store.flush_after > now).then_some(store.flush_after);
         let sweep = store.settings.sweeps.then_some(store.next_sweep);
         let wanted = !store.compact_wanted.is_empty();
         let compaction = store.compactor.next_deadline(wanted).filter(|_| !store.closing);
         let later = store.open_later.front().map(|(due, _)| *due);
-        [store.wal.next_deadline(), idle, ages, full, sweep, compaction, later].into_iter().flatten().min()
+        let leaving = store.leaving_deadline();
+        [store.wal.next_deadline(), idle, ages, full, sweep, compaction, later, leaving].into_iter().flatten().min()
     }
 
     /// Writes what is gathered, syncs and seals. `Store::is_closed` says when that is done; `plan_disk` and

@@ -91,8 +91,8 @@ impl Store {
             let pushed = match part.sealed_for {
                 None => self.builder.push(batch.bytes(), false),
                 // With nonces of its own: what the WAL holds is not kept.
-                Some(tenant) => match self.keys.seal(tenant, batch.bytes()) {
-                    Ok((_, sealed)) => self.builder.push(sealed, true),
+                Some(tenant) => match self.keys.seal_appended(tenant, batch.bytes()) {
+                    Ok(sealed) => self.builder.push(sealed, true),
                     Err(error) => {
                         let why = format!("it cannot be sealed at rest: {error}");
                         part.wal_failed = true;

@@ -23,6 +23,8 @@ struct Tenant {
     opener: Opener,
     /// None: every data key was destroyed.
     sealer: Option<(u32, u128, Sealer)>,
+    /// The one before that: what was appended under it goes to segments under it, where nobody can open it.
+    former: Option<Sealer>,
 }
 
 /// Keys by tenant.
@@ -52,7 +54,12 @@ impl Keys {
 
     /// All data keys of a tenant that exist, the one to seal with last.
     pub(crate) fn set(&mut self, tenant: TenantKeys, scope: AtRestScope, keys: Vec<DataKey>) {
-        let before = self.tenants.remove(&tenant).and_then(|it| it.sealer);
+        let (mut before, mut former) = self.tenants.remove(&tenant).map_or((None, None), |it| (it.sealer, it.former));
+        if keys.is_empty() {
+            former = before.take().map(|(_, _, sealer)| sealer).or(former);
+        } else {
+            former = None;
+        }
         let sealer = keys.last().map(|key| match before {
             // The same key: its counter goes on.
             Some((id, salt, sealer)) if id == key.id => (id, salt, sealer),
@@ -64,7 +71,7 @@ impl Keys {
         });
         self.generation += 1;
         self.told.clear();
-        self.tenants.insert(tenant, Tenant { opener: Opener::new(scope, keys), sealer });
+        self.tenants.insert(tenant, Tenant { opener: Opener::new(scope, keys), sealer, former });
     }
 
     /// A clear batch as it is stored, and where its key comes from.
@@ -78,6 +85,15 @@ impl Keys {
         Ok((SealedBy { salt_id: *salt as u64, counter }, &self.sealed))
     }
 
+    /// The same for what was appended before, also under a key that was destroyed since.
+    pub(crate) fn seal_appended(&mut self, tenant: TenantKeys, batch: &[u8]) -> Result<&[u8], AtRestError> {
+        let tenant = self.tenants.get_mut(&tenant);
+        let sealer = tenant.and_then(|it| it.sealer.as_mut().map(|(_, _, sealer)| sealer).or(it.former.as_mut()));
+        self.sealed.clear();
+        sealer.ok_or(AtRestError::OtherKey { key_id: 0 })?.seal(batch, &mut self.sealed)?;
+        Ok(&self.sealed)
+    }
+
     /// Changes whenever keys come or go.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
@@ -85,7 +101,7 @@ impl Keys {
 
     /// What compaction of this tenant's logs needs; None: keys are missing.
     pub(crate) fn at_rest(&mut self, tenant: TenantKeys) -> Option<AtRest<'_>> {
-        let Tenant { opener, sealer } = self.tenants.get_mut(&tenant)?;
+        let Tenant { opener, sealer, .. } = self.tenants.get_mut(&tenant)?;
         let (_, _, sealer) = sealer.as_mut()?;
         Some(AtRest { opener, sealer })
     }

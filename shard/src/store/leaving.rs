@@ -15,7 +15,7 @@ use super::Store;
 use super::part::DiskPart;
 use super::slots::Use;
 use felix_protocol::ids::ShardId;
-use felix_protocol::time::Now;
+use felix_protocol::time::{Now, Time};
 use felix_wal::core_wal::AppendError;
 use felix_wal::disk::{DiskDone, DiskError, DiskOk, DiskOp, FilePath, Priority, Ticket};
 use felix_wal::format::entry::{Entry, EntryBody, Lsn};
@@ -34,7 +34,10 @@ enum Stage {
     Entry,
     Durable(Lsn),
     List(Ticket),
+    /// The first is being moved.
     Move(Ticket, VecDeque<FilePath>),
+    /// The disk refused: from the list again, then.
+    Later(Time),
     Folder(Ticket),
     /// Nothing more to do.
     Done,
@@ -113,12 +116,28 @@ impl Store {
         }
         if let Stage::Durable(lsn) = leaving.stage {
             if self.wal.durable() >= lsn {
-                let op = DiskOp::List { path: Name::Shard(id).path() };
-                leaving.stage = Stage::List(self.queue.push(leaving.slot, Priority::Background, op));
+                leaving.stage = self.list(id, leaving.slot);
             } else if self.wal.poison().is_some() {
                 leaving.stage = self.done_leaving(leaving.slot);
             }
         }
+        if let Stage::Later(due) = leaving.stage
+            && due <= now.time
+        {
+            leaving.stage = self.list(id, leaving.slot);
+        }
+    }
+
+    fn list(&mut self, id: ShardId, slot: Slot) -> Stage {
+        let op = DiskOp::List { path: Name::Shard(id).path() };
+        Stage::List(self.queue.push(slot, Priority::Background, op))
+    }
+
+    /// When a shard that leaves is tried again.
+    pub(crate) fn leaving_deadline(&self) -> Option<Time> {
+        let later =
+            self.leaving.values().filter_map(|it| if let Stage::Later(due) = it.stage { Some(due) } else { None });
+        later.min()
     }
 
     fn done_leaving(&mut self, slot: Slot) -> Stage {
@@ -137,15 +156,19 @@ impl Store {
             leaving.stage = match std::mem::replace(&mut leaving.stage, Stage::Done) {
                 Stage::List(ticket) if ticket == done.ticket => {
                     let names = match done.result {
-                        Ok(DiskOk::Listed(list)) => list.into_iter().map(|it| it.name).collect(),
-                        _ => Vec::new(),
+                        Ok(DiskOk::Listed(list)) => Some(list.into_iter().map(|it| it.name).collect()),
+                        Err(DiskError::NotFound) => Some(Vec::new()),
+                        _ => None,
                     };
-                    self.move_next(now, id, leaving.slot, order_of_leaving(id, names.into_iter()))
+                    match names {
+                        Some(names) => self.move_next(now, id, leaving.slot, order_of_leaving(id, names.into_iter())),
+                        None => self.leave_later(now),
+                    }
                 }
                 Stage::Move(ticket, rest) if ticket == done.ticket => match done.result {
                     Ok(_) | Err(DiskError::NotFound) => self.move_next(now, id, leaving.slot, rest),
-                    // The next start goes on: the entry is durable.
-                    Err(_) => self.done_leaving(leaving.slot),
+                    // Until all is moved its entries pin the WAL for all shards of the core.
+                    Err(_) => self.leave_later(now),
                 },
                 Stage::Folder(ticket) if ticket == done.ticket => {
                     let log = &leaving.log;
@@ -158,6 +181,10 @@ impl Store {
         if !matches!(leaving.stage, Stage::Done) {
             self.leaving.insert(id, leaving);
         }
+    }
+
+    fn leave_later(&self, now: Now) -> Stage {
+        Stage::Later(now.time.after_ns(self.settings.full_retry_ns))
     }
 
     fn move_next(&mut self, now: Now, id: ShardId, slot: Slot, mut rest: VecDeque<FilePath>) -> Stage {
