@@ -236,6 +236,10 @@ impl Shards {
         }
         self.finish_openings(now, effects);
         if let Some(store) = self.store.as_deref_mut() {
+            for (core, shard, sub) in store.unanswered.drain(..) {
+                let result = Err(AttachRefused { code: ErrorCode::StreamGone, lineage: Lineage(0), next: Offset(0) });
+                effects.push(Effect::Attach { core, shard, sub, result });
+            }
             store.go_on_opening(now);
         }
         self.begin_early(now, effects);

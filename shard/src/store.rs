@@ -26,7 +26,7 @@ pub(crate) mod slots;
 
 use crate::batch_pool::SharedBatch;
 use crate::effect::Effect;
-use crate::event::{ChannelKey, ShardConfig, TenantKeys};
+use crate::event::{ChannelKey, ShardConfig, SubKey, TenantKeys};
 use compact::Compactor;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, Sequence, ShardId};
@@ -289,6 +289,8 @@ pub struct Store {
     /// An earlier start did not end as it should: what was shown before it was synced may be missing.
     pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    /// Starts of subscriptions that a shard which left did not answer.
+    pub(crate) unanswered: Vec<(CoreId, ShardId, SubKey)>,
     /// Shards whose segment files were opened, oldest first.
     pub(crate) with_files: VecDeque<ShardId>,
     pub(crate) open_queue: VecDeque<ShardId>,
@@ -362,6 +364,7 @@ impl Store {
             early_wanted: Vec::new(),
             after_crash: false,
             opening: BTreeMap::new(),
+            unanswered: Vec::new(),
             with_files: VecDeque::new(),
             open_queue: VecDeque::new(),
             open_later: VecDeque::new(),

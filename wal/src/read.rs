@@ -275,6 +275,13 @@ impl Reader {
             }
         }
         let (start, end) = (log.log_start(), log.flushed_to());
+        if self.time.is_some() {
+            // Who looks for a time begins with what there is.
+            self.next = self.next.max(start);
+            while let Some(gap) = log.meta.gaps.iter().find(|gap| (gap.from..gap.to).contains(&self.next)) {
+                self.next = gap.to;
+            }
+        }
         if self.next < start {
             return Err(self.fault(log, ReadFault::Expired { log_start: start }));
         }

@@ -111,6 +111,11 @@ impl Store {
     }
 
     pub(crate) fn close_readers_of(&mut self, shard: ShardId) {
+        let starts = |it: &Wanted| matches!(it.wish, Wish::Start(_)).then_some((it.core, it.sub));
+        let waits = self.history.wishes.iter().filter(|it| it.shard == shard).filter_map(starts);
+        let asked = self.history.readers.iter().flatten().filter(|it| it.shard == shard && !it.closing);
+        let asked = asked.filter(|it| matches!(it.wish, Some(Wish::Start(_)))).map(|it| (it.core, it.sub));
+        self.unanswered.extend(waits.chain(asked).map(|(core, sub)| (core, shard, sub)));
         self.history.wishes.retain(|it| it.shard != shard);
         for index in 0..self.history.readers.len() {
             if self.history.readers[index].as_ref().is_some_and(|it| it.shard == shard) {
@@ -339,8 +344,14 @@ impl Store {
             // Further at every try, and never beyond what memory goes on with.
             let part = shard.part.as_ref().expect("just seen");
             let from = if from > error.next { from } else { part.log.flushed_to() };
+            let from = from.min(part.log.flushed_to());
             self.close_reader(index);
-            let wish = Wish::Batches(from.min(part.log.flushed_to()));
+            if let Wish::Start(_) = wish {
+                // What is behind the damage may be older than was asked for; a start is answered all the same.
+                let at = Position { lineage: shard.config.lineage, offset: from };
+                return shard.on_attached(core, sub, Start::Position(at), effects);
+            }
+            let wish = Wish::Batches(from);
             return match wish {
                 Wish::Batches(offset) if offset >= shard.memory_start() => {
                     self.answer_from_memory(shard, core, sub, offset, limits, effects);
