@@ -281,6 +281,7 @@ impl Reader {
             while let Some(gap) = log.meta.gaps.iter().find(|gap| (gap.from..gap.to).contains(&self.next)) {
                 self.next = gap.to;
             }
+            self.expected = self.expected.filter(|(offset, _)| *offset == self.next);
         }
         if self.next < start {
             return Err(self.fault(log, ReadFault::Expired { log_start: start }));
