@@ -158,6 +158,8 @@ pub struct ControlThread {
     readiness: Arc<Readiness>,
     /// The metadata stopped, and that was said.
     failed: bool,
+    /// What was said of their snapshots.
+    snapshot_failure: Option<String>,
     /// Durable shards that each core has not opened yet; None: it has not said since its start.
     opening: Vec<Option<u32>>,
     /// Every core opened its shards once.
@@ -215,6 +217,7 @@ impl ControlThread {
             started: Instant::now(),
             readiness,
             failed: false,
+            snapshot_failure: None,
             opening: vec![None; cores],
             serves: false,
             made: VecDeque::new(),
@@ -590,6 +593,21 @@ impl ControlThread {
         }
     }
 
+    fn look_at_snapshots(&mut self) {
+        let failure = self.node.snapshot_failure();
+        if failure == self.snapshot_failure {
+            return;
+        }
+        match &failure {
+            Some(why) => {
+                let message = "a snapshot of the metadata failed, or an old one stays; changes go on, it is tried again";
+                crate::log::error(message, &[("why", why)]);
+            }
+            None => crate::log::info("snapshots of the metadata are made again", &[]),
+        }
+        self.snapshot_failure = failure;
+    }
+
     /// Runs until the cores were told to stop. `http`: the bound listener of the HTTP door.
     pub async fn run(mut self, http: TcpListener, state: Arc<HttpState>) -> std::io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -622,7 +640,10 @@ impl ControlThread {
                     self.reload_keys();
                 }
                 _ = housekeeping.tick() => self.reload_tls(false),
-                _ = space_look.tick() => self.look_at_space(),
+                _ = space_look.tick() => {
+                    self.look_at_space();
+                    self.look_at_snapshots();
+                }
                 () = tokio::time::sleep_until(deadline), if draining.is_some() => break,
             }
             let mut mail = Vec::new();
