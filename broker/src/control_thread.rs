@@ -570,17 +570,20 @@ impl ControlThread {
                 self.propose_held();
             }
             (Origin::Made { count }, result) => self.on_made_noted(count, result),
-            (Origin::Producers { core }, result) => match result {
-                Ok(Applied { producers: Some(block), .. }) => self.give_producers(block),
-                Ok(Applied { outcome, .. }) => {
-                    let why = outcome.err().map_or_else(String::new, |refused| refused.detail);
-                    crate::log::error("a core got no producer ids", &[("core", &core.to_string()), ("why", &why)]);
+            (Origin::Producers { .. }, Ok(Applied { producers: Some(block), .. })) => self.give_producers(block),
+            (Origin::Producers { core }, result) => {
+                let (code, detail) = match result {
+                    Ok(Applied { outcome, .. }) => {
+                        (ErrorCode::Internal, outcome.err().map_or_else(String::new, |refused| refused.detail))
+                    }
+                    Err(error) => (code_of(&error), error.to_string()),
+                };
+                // Metadata that stopped were told of once, and cores ask as often as clients do.
+                if !self.failed {
+                    crate::log::error("a core got no producer ids", &[("core", &core.to_string()), ("why", &detail)]);
                 }
-                Err(error) => {
-                    let (core, why) = (core.to_string(), error.to_string());
-                    crate::log::error("a core got no producer ids", &[("core", &core), ("why", &why)]);
-                }
-            },
+                self.send(core, FromControl::NoProducers { code, detail });
+            }
         }
     }
 
@@ -600,7 +603,8 @@ impl ControlThread {
         }
         match &failure {
             Some(why) => {
-                let message = "a snapshot of the metadata failed, or an old one stays; changes go on, it is tried again";
+                let message =
+                    "a snapshot of the metadata failed, or an old one stays; changes go on, it is tried again";
                 crate::log::error(message, &[("why", why)]);
             }
             None => crate::log::info("snapshots of the metadata are made again", &[]),

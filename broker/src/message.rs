@@ -142,6 +142,13 @@ pub enum FromControl {
         /// How many.
         count: u64,
     },
+    /// There are no ids for producers now: whoever waits is to come again.
+    NoProducers {
+        /// Why, for clients.
+        code: ErrorCode,
+        /// Why, for people.
+        detail: String,
+    },
     /// Tell every client to go; close what is left after this time.
     Drain {
         /// Time left, ms.

@@ -160,3 +160,17 @@ fn a_start_makes_the_key_that_a_sealed_stream_never_had() {
     });
     std::fs::remove_dir_all(data).unwrap();
 }
+
+#[test]
+fn a_core_that_gets_no_producer_ids_is_told() {
+    let data = data("no-producers");
+    on_runtime(async {
+        let mut bench = Bench::open(&data, 1).await;
+        let stopped = ProposeError::Stopped { detail: "the disk failed".to_string() };
+        bench.control.on_proposal(Origin::Producers { core: 0 }, Err(stopped));
+        let heard = bench.heard();
+        assert!(matches!(heard[..], [FromControl::NoProducers { code: ErrorCode::Internal, .. }]), "{heard:?}");
+        bench.close().await;
+    });
+    std::fs::remove_dir_all(data).unwrap();
+}
