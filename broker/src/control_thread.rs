@@ -338,8 +338,7 @@ impl ControlThread {
             }
             Watch::Snapshot(table) => {
                 self.told = Some(table.version);
-                let streams: BTreeSet<_> = table.streams.iter().map(|it| it.info.id).collect();
-                self.stats.keep_only(&streams);
+                self.stats.on_table(&table.streams);
                 let table = Arc::new(table);
                 for core in 0..usize::from(self.settings.cores) {
                     self.send(core, FromControl::Table(table.clone()));
@@ -351,11 +350,7 @@ impl ControlThread {
     fn broadcast(&mut self, changes: Vec<Change>) {
         // The last change has the newest version of the routing table: nothing else moves it.
         let Some(routing_version) = changes.last().map(Change::routing_version) else { return };
-        for change in &changes {
-            if let Change::StreamRemoved { id, .. } = change {
-                self.stats.forget(*id);
-            }
-        }
+        changes.iter().for_each(|change| self.stats.on_change(change));
         let changes: Arc<[Change]> = changes.into();
         for core in 0..usize::from(self.settings.cores) {
             self.send(core, FromControl::Changes { routing_version, changes: changes.clone() });

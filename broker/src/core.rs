@@ -691,7 +691,6 @@ impl Core {
         shards.take_touched(|shard| {
             let config = shard.config();
             report.shards.push(ShardReport {
-                stream: config.stream,
                 status: ShardStatus {
                     index: config.index,
                     shard: config.shard,
