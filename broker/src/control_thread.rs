@@ -4,7 +4,7 @@
 //! ```text
 //! ToControl (admin, stats, reports, producers) -> ControlNode / StatsBook -> FromControl (replies, changes, blocks)
 //! a write: proposal, polled beside the mail -> on disk, applied -> changes to every core -> its reply
-//! a write that makes the first sealed stream of a tenant: a data key, on disk, to every core -> proposal
+//! a write that makes the first sealed stream of a tenant: alone -> a data key, on disk, to every core -> proposal
 //! shards whose files are there (reports) -> ShardsMade, as many at once as a command holds, one command at a time
 //! SIGTERM, SIGINT -> Drain -> cores empty or time over -> Stop    SIGHUP, changed files -> ReloadTls; SIGHUP -> Keys
 //! ```
@@ -32,7 +32,7 @@ use felix_control::limits::{PROPOSALS_MAX, SHARDS_MADE_MAX};
 use felix_control::node::{ControlNode, Identity, NodeSettings, ProposeError};
 use felix_control::replica::Watch;
 use felix_control::state::{Applied, ProducerBlock, State};
-use felix_control::watch::Change;
+use felix_control::watch::{Change, PlacedStream};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::{CoreId, NodeSession, ShardId};
 use felix_protocol::limits::CORES_MAX;
@@ -118,6 +118,16 @@ enum Origin {
     Made { count: usize },
 }
 
+/// A write of a client.
+struct Write {
+    core: usize,
+    conn: ConnKey,
+    request_id: u32,
+    principal: Arc<Principal>,
+    idempotency_key: u128,
+    command: Command,
+}
+
 /// Why the control thread could not begin.
 pub type ControlError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -129,6 +139,10 @@ pub struct ControlThread {
     told: Option<u64>,
     /// Writes under way, each with who waits for it; at most `PROPOSALS_MAX`.
     proposals: JoinSet<(Origin, Result<Applied, ProposeError>)>,
+    /// How many of them are clients'.
+    writes: usize,
+    /// Writes that wait for those under way, in order: the first may need a data key. With these at most `WRITES_MAX`.
+    held: VecDeque<Write>,
     keys: NodeKeys,
     stats: StatsBook,
     port: MeshPort<MeshMessage>,
@@ -144,6 +158,8 @@ pub struct ControlThread {
     readiness: Arc<Readiness>,
     /// The metadata stopped, and that was said.
     failed: bool,
+    /// What was said of their snapshots.
+    snapshot_failure: Option<String>,
     /// Durable shards that each core has not opened yet; None: it has not said since its start.
     opening: Vec<Option<u32>>,
     /// Every core opened its shards once.
@@ -178,14 +194,18 @@ impl ControlThread {
         let cores = usize::from(settings.cores);
         let node_settings = NodeSettings { durable_streams: settings.durable_streams, ..NodeSettings::default() };
         let node = ControlNode::open(&settings.folder, settings.identity, node_settings).await?;
-        let sealed = node.read(|state| state.streams().filter(|it| it.info.spec.encrypt).count());
+        let sealed = |it: &&PlacedStream| it.info.spec.encrypt;
+        let tenant = |it: &PlacedStream| it.info.name.tenant().to_string();
+        let sealed_tenants = node.read(|state| state.streams().filter(sealed).map(tenant).collect());
         // Before anything is changed: a node that cannot read its data must not serve them.
-        let keys = NodeKeys::open(&settings.data, settings.keyring.clone(), sealed)?;
+        let keys = NodeKeys::open(&settings.data, settings.keyring.clone(), &sealed_tenants)?;
         let mut control = ControlThread {
             node,
             keys,
             told: None,
             proposals: JoinSet::new(),
+            writes: 0,
+            held: VecDeque::new(),
             stats: StatsBook::default(),
             port,
             outboxes: (0..cores).map(|_| VecDeque::new()).collect(),
@@ -197,6 +217,7 @@ impl ControlThread {
             started: Instant::now(),
             readiness,
             failed: false,
+            snapshot_failure: None,
             opening: vec![None; cores],
             serves: false,
             made: VecDeque::new(),
@@ -317,8 +338,7 @@ impl ControlThread {
             }
             Watch::Snapshot(table) => {
                 self.told = Some(table.version);
-                let streams: BTreeSet<_> = table.streams.iter().map(|it| it.info.id).collect();
-                self.stats.keep_only(&streams);
+                self.stats.on_table(&table.streams);
                 let table = Arc::new(table);
                 for core in 0..usize::from(self.settings.cores) {
                     self.send(core, FromControl::Table(table.clone()));
@@ -330,11 +350,7 @@ impl ControlThread {
     fn broadcast(&mut self, changes: Vec<Change>) {
         // The last change has the newest version of the routing table: nothing else moves it.
         let Some(routing_version) = changes.last().map(Change::routing_version) else { return };
-        for change in &changes {
-            if let Change::StreamRemoved { id, .. } = change {
-                self.stats.forget(*id);
-            }
-        }
+        changes.iter().for_each(|change| self.stats.on_change(change));
         let changes: Arc<[Change]> = changes.into();
         for core in 0..usize::from(self.settings.cores) {
             self.send(core, FromControl::Changes { routing_version, changes: changes.clone() });
@@ -391,7 +407,7 @@ impl ControlThread {
     fn handle(&mut self, core: usize, message: ToControl) {
         match message {
             ToControl::Admin { conn, request_id, principal, idempotency_key, command } => {
-                self.on_admin(core, conn, request_id, &principal, idempotency_key, command);
+                self.on_admin(Write { core, conn, request_id, principal, idempotency_key, command });
             }
             ToControl::Stats { conn, request_id, after } => {
                 let uptime_ms = self.started.elapsed().as_millis() as u64;
@@ -437,44 +453,59 @@ impl ControlThread {
         }
     }
 
-    fn on_admin(
-        &mut self,
-        core: usize,
-        conn: ConnKey,
-        request_id: u32,
-        principal: &Principal,
-        idempotency_key: u128,
-        command: Command,
-    ) {
+    fn on_admin(&mut self, asked: Write) {
+        let Write { core, conn, request_id, ref command, .. } = asked;
         if !command.is_write() {
-            let result = self.node.query(&command, self.stats.shard_reports());
+            let result = self.node.query(command, self.stats.shard_reports());
             let result = result.map_err(|refused| (refused.code, refused.detail));
             return self.answer(core, conn, request_id, result);
         }
-        if self.proposals.len() >= WRITES_MAX {
+        if self.writes + self.held.len() >= WRITES_MAX {
             let busy = ProposeError::Busy { max: WRITES_MAX };
             return self.answer(core, conn, request_id, Err((code_of(&busy), busy.to_string())));
         }
+        self.held.push_back(asked);
+        self.propose_held();
+    }
+
+    /// Proposes what need not wait.
+    fn propose_held(&mut self) {
+        while self.held.front().is_some_and(|first| self.writes == 0 || !self.needs_key(&first.command)) {
+            let Some(write) = self.held.pop_front() else { return };
+            self.propose(write);
+        }
+    }
+
+    fn propose(&mut self, write: Write) {
+        let Write { core, conn, request_id, principal, idempotency_key, command } = write;
         if let Err(refused) = self.prepare_keys(&command) {
             return self.answer(core, conn, request_id, Err(refused));
         }
-        let proposal = self.node.propose(wall(), principal, idempotency_key, command);
+        let proposal = self.node.propose(wall(), &principal, idempotency_key, command);
         let origin = Origin::Client { core, conn, request_id };
+        self.writes += 1;
         // Tasks are first polled in the order in which they were spawned, and so are the commands in the log.
         self.proposals.spawn(async move { (origin, proposal.await) });
+    }
+
+    /// Whether a command makes a stream that is sealed at rest, for a tenant without a data key. What the metadata say to
+    /// it is known for sure only when no other write is under way: one of those may make its namespace, or free its name.
+    fn needs_key(&self, command: &Command) -> bool {
+        let Command::CreateStream { name, spec, .. } = command else { return false };
+        spec.encrypt && self.settings.durable_streams && !self.keys.has(name.tenant())
     }
 
     /// A stream that is sealed at rest needs a data key of its tenant: on disk, and with every core, before anybody hears
     /// of the stream. None is made for what the metadata would refuse.
     fn prepare_keys(&mut self, command: &Command) -> Result<(), (ErrorCode, String)> {
         let Command::CreateStream { name, spec, create_parents } = command else { return Ok(()) };
-        let needs_keys = spec.encrypt && self.settings.durable_streams;
-        if !needs_keys || self.node.read(|state| state.may_create_stream(name, spec, *create_parents)).is_err() {
+        if !self.needs_key(command)
+            || self.node.read(|state| state.may_create_stream(name, spec, *create_parents)).is_err()
+        {
             return Ok(());
         }
         match self.keys.ensure(name.tenant()) {
-            Ok(false) => Ok(()),
-            Ok(true) => {
+            Ok(()) => {
                 crate::log::info("a data key was made", &[("tenant", name.tenant())]);
                 self.send_keys(Some(name.tenant().into()));
                 Ok(())
@@ -530,19 +561,24 @@ impl ControlThread {
                     Err(error) => Err((code_of(&error), error.to_string())),
                 };
                 self.answer(core, conn, request_id, result);
+                self.writes -= 1;
+                self.propose_held();
             }
             (Origin::Made { count }, result) => self.on_made_noted(count, result),
-            (Origin::Producers { core }, result) => match result {
-                Ok(Applied { producers: Some(block), .. }) => self.give_producers(block),
-                Ok(Applied { outcome, .. }) => {
-                    let why = outcome.err().map_or_else(String::new, |refused| refused.detail);
-                    crate::log::error("a core got no producer ids", &[("core", &core.to_string()), ("why", &why)]);
+            (Origin::Producers { .. }, Ok(Applied { producers: Some(block), .. })) => self.give_producers(block),
+            (Origin::Producers { core }, result) => {
+                let (code, detail) = match result {
+                    Ok(Applied { outcome, .. }) => {
+                        (ErrorCode::Internal, outcome.err().map_or_else(String::new, |refused| refused.detail))
+                    }
+                    Err(error) => (code_of(&error), error.to_string()),
+                };
+                // Metadata that stopped were told of once, and cores ask as often as clients do.
+                if !self.failed {
+                    crate::log::error("a core got no producer ids", &[("core", &core.to_string()), ("why", &detail)]);
                 }
-                Err(error) => {
-                    let (core, why) = (core.to_string(), error.to_string());
-                    crate::log::error("a core got no producer ids", &[("core", &core), ("why", &why)]);
-                }
-            },
+                self.send(core, FromControl::NoProducers { code, detail });
+            }
         }
     }
 
@@ -553,6 +589,22 @@ impl ControlThread {
             crate::log::error("the metadata stopped, only reads go on: repair the disk and restart", &[("why", why)]);
             self.readiness.set_failed(format!("the metadata stopped: {why}"));
         }
+    }
+
+    fn look_at_snapshots(&mut self) {
+        let failure = self.node.snapshot_failure();
+        if failure == self.snapshot_failure {
+            return;
+        }
+        match &failure {
+            Some(why) => {
+                let message =
+                    "a snapshot of the metadata failed, or an old one stays; changes go on, it is tried again";
+                crate::log::error(message, &[("why", why)]);
+            }
+            None => crate::log::info("snapshots of the metadata are made again", &[]),
+        }
+        self.snapshot_failure = failure;
     }
 
     /// Runs until the cores were told to stop. `http`: the bound listener of the HTTP door.
@@ -587,7 +639,10 @@ impl ControlThread {
                     self.reload_keys();
                 }
                 _ = housekeeping.tick() => self.reload_tls(false),
-                _ = space_look.tick() => self.look_at_space(),
+                _ = space_look.tick() => {
+                    self.look_at_space();
+                    self.look_at_snapshots();
+                }
                 () = tokio::time::sleep_until(deadline), if draining.is_some() => break,
             }
             let mut mail = Vec::new();
@@ -673,3 +728,6 @@ impl ControlThread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

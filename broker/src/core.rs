@@ -253,6 +253,9 @@ impl Core {
     }
 
     fn end_session(&mut self, session: Session) {
+        if session.requests > 0 {
+            self.producer_waiting.retain(|(conn, _)| *conn != session.conn);
+        }
         // In order of their numbers: the order of a hash map would not be the same in the next run.
         let mut subs: Vec<_> = session.subs.into_iter().collect();
         subs.sort_unstable_by_key(|(id, _)| *id);
@@ -378,6 +381,7 @@ impl Core {
                 self.finish_request(conn, request_id, &Frame::Stats(stats));
             }
             FromControl::Producers { first, count } => self.on_producers(first, count),
+            FromControl::NoProducers { code, detail } => self.on_no_producers(code, &detail),
             FromControl::Drain { drain_ms } => self.drain(drain_ms),
             FromControl::ReportNow { ticket } => {
                 self.report_ticket = ticket;
@@ -687,7 +691,6 @@ impl Core {
         shards.take_touched(|shard| {
             let config = shard.config();
             report.shards.push(ShardReport {
-                stream: config.stream,
                 status: ShardStatus {
                     index: config.index,
                     shard: config.shard,

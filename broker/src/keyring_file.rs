@@ -310,15 +310,15 @@ impl KeysUsed {
         let mut keys = self.keys.clone();
         keys.extend(new);
         if keys.len() != self.keys.len() {
+            self.write(&keys)?;
             self.keys = keys;
-            self.write()?;
         }
         Ok(())
     }
 
-    fn write(&self) -> Result<(), KeyringFileError> {
+    fn write(&self, keys: &BTreeMap<(String, u32), [u8; 8]>) -> Result<(), KeyringFileError> {
         let mut body = USED_FIRST_LINE.to_string();
-        for ((tenant, id), print) in &self.keys {
+        for ((tenant, id), print) in keys {
             body.push_str(&format!("\nkey {tenant} {id} {:016x}", u64::from_be_bytes(*print)));
         }
         let text = format!("{body}\ncrc {}\n", checksum(&body));
@@ -411,6 +411,19 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         assert!(matches!(KeysUsed::read(&data, true), Err(KeyringFileError::BadUsed(..))));
+        fs::remove_dir_all(data).unwrap();
+    }
+
+    #[test]
+    fn a_record_of_used_keys_that_was_not_written_is_written_later() {
+        let (data, file) = made("keyring-unwritten");
+        let ring = add(&file, "acme");
+        let mut used = KeysUsed::read(&data, false).unwrap();
+        fs::create_dir(data.join("keys-used")).unwrap();
+        assert!(used.take(&file, &ring).is_err());
+        fs::remove_dir(data.join("keys-used")).unwrap();
+        used.take(&file, &ring).unwrap();
+        assert!(!KeysUsed::read(&data, true).unwrap().is_empty());
         fs::remove_dir_all(data).unwrap();
     }
 

@@ -13,7 +13,7 @@ use felix_control::authorise::Principal;
 use felix_control::watch::{Change, Snapshot};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Start, Stats};
-use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence, ShardId, StreamId};
+use felix_protocol::ids::{CoreId, ProducerEpoch, ProducerId, Sequence, ShardId};
 use felix_protocol::metadata::{Command, Reply, ShardStatus};
 use felix_protocol::names::StreamName;
 use felix_protocol::position::Offset;
@@ -142,6 +142,13 @@ pub enum FromControl {
         /// How many.
         count: u64,
     },
+    /// There are no ids for producers now: whoever waits is to come again.
+    NoProducers {
+        /// Why, for clients.
+        code: ErrorCode,
+        /// Why, for people.
+        detail: String,
+    },
     /// Tell every client to go; close what is left after this time.
     Drain {
         /// Time left, ms.
@@ -187,8 +194,6 @@ pub struct CoreReport {
 /// A shard as its owner sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct ShardReport {
-    /// Stream of the shard.
-    pub stream: StreamId,
     /// Position and size.
     pub status: ShardStatus,
     /// Records appended.

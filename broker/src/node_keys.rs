@@ -2,7 +2,8 @@
 //! and the keyring read again when an operator changed it.
 //!
 //! ```text
-//! start   keyring (made if no sealed data can exist) -> checked against keys-used -> every core, before the streams
+//! start   keyring (made if no sealed data can exist) -> checked against keys-used -> a key for each tenant of sealed
+//!         streams that never had one -> every core, before the streams
 //! CreateStream --encrypt   a tenant without a key gets one -> on disk -> every core -> the proposal
 //! SIGHUP  read again -> checked -> every core        refused: the old one stays, the log says why
 //! ```
@@ -15,6 +16,7 @@
 
 use crate::keyring_file::{KeyringFile, KeyringFileError, KeysUsed, random};
 use felix_wal::keyring::Keyring;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,12 +29,17 @@ pub struct NodeKeys {
 }
 
 impl NodeKeys {
-    /// Opens the keyring, or makes it. `sealed_streams`: how many streams are sealed at rest.
-    pub fn open(data: &Path, file: KeyringFile, sealed_streams: usize) -> Result<NodeKeys, KeyringFileError> {
-        let mut used = KeysUsed::read(data, sealed_streams > 0)?;
+    /// Opens the keyring, or makes it. `sealed_tenants`: those with streams that are sealed at rest.
+    pub fn open(
+        data: &Path,
+        file: KeyringFile,
+        sealed_tenants: &BTreeSet<String>,
+    ) -> Result<NodeKeys, KeyringFileError> {
+        let has_sealed = !sealed_tenants.is_empty();
+        let mut used = KeysUsed::read(data, has_sealed)?;
         let ring = match file.read()? {
             Some(ring) => ring,
-            None if sealed_streams > 0 || !used.is_empty() => {
+            None if has_sealed || !used.is_empty() => {
                 return Err(KeyringFileError::Missing(file.path().to_path_buf()));
             }
             None => file.make()?,
@@ -42,7 +49,14 @@ impl NodeKeys {
             crate::log::warn("others than its owner may read the keyring: chmod 600", &[("keyring", &path)]);
         }
         used.take(&file, &ring)?;
-        Ok(NodeKeys { file, used, ring: Arc::new(ring) })
+        let mut keys = NodeKeys { file, used, ring: Arc::new(ring) };
+        // Nothing of them was sealed, else the keyring would name their key, also a destroyed one.
+        let keyless = |tenant: &&String| keys.ring.entries().all(|it| it.tenant != **tenant);
+        for tenant in sealed_tenants.iter().filter(keyless).collect::<Vec<_>>() {
+            keys.ensure(tenant)?;
+            crate::log::warn("a tenant with sealed streams had no data key: it was made", &[("tenant", tenant)]);
+        }
+        Ok(keys)
     }
 
     /// The keyring.
@@ -50,22 +64,26 @@ impl NodeKeys {
         self.ring.clone()
     }
 
-    /// Makes a data key for a tenant that has none to seal with. False: it has one. Durable when this returns.
-    pub fn ensure(&mut self, tenant: &str) -> Result<bool, KeyringFileError> {
-        let has_key = |ring: &Keyring| ring.entries().any(|it| it.tenant == tenant && it.region_key.is_some());
-        if has_key(&self.ring) {
-            return Ok(false);
+    /// Whether a tenant has a key to seal with.
+    pub fn has(&self, tenant: &str) -> bool {
+        has_key(&self.ring, tenant)
+    }
+
+    /// Sees to it that a tenant has a key to seal with. Durable when this returns.
+    pub fn ensure(&mut self, tenant: &str) -> Result<(), KeyringFileError> {
+        if self.has(tenant) {
+            return Ok(());
         }
         // Another may have changed the file since it was read: what is written holds that too.
         let (ring, ()) = self.file.change(|ring| {
-            if !has_key(ring) {
+            if !has_key(ring, tenant) {
                 ring.add_data_key(tenant, random()?, random()?)?;
             }
             Ok(())
         })?;
         self.used.take(&self.file, &ring)?;
         self.ring = Arc::new(ring);
-        Ok(true)
+        Ok(())
     }
 
     /// Reads the file again. False: it says the same.
@@ -78,4 +96,8 @@ impl NodeKeys {
         self.ring = Arc::new(ring);
         Ok(true)
     }
+}
+
+fn has_key(ring: &Keyring, tenant: &str) -> bool {
+    ring.entries().any(|it| it.tenant == tenant && it.region_key.is_some())
 }

@@ -286,6 +286,15 @@ impl Core {
         }
     }
 
+    /// No block comes: whoever waits is told, and who asks next asks for one again.
+    pub(crate) fn on_no_producers(&mut self, code: ErrorCode, detail: &str) {
+        self.producers_requested = false;
+        for (conn, request_id) in std::mem::take(&mut self.producer_waiting) {
+            let error = ErrorFrame { code, retry_after_ms: 0, detail: detail.to_string() };
+            self.finish_request(conn, request_id, &Frame::Error(error));
+        }
+    }
+
     fn on_subscribe(
         &mut self,
         conn: ConnKey,
@@ -496,3 +505,6 @@ impl Core {
         self.fan_out.get(key).map(|sub| sub.told)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,13 @@ pub const FILES_PER_CORE: u64 = 32;
 /// Open files besides the cores and the data: control thread, HTTP, logs, certificates.
 pub const FILES_BASE: u64 = 256;
 
+/// Open files that are asked for: as many as Linux lets a process have unless told otherwise (`fs.nr_open`). Each durable
+/// shard that has data keeps one open, so that there is no number that is enough for everybody.
+pub const FILES_WANTED: u64 = 1 << 20;
+
+/// With fewer a broker with many shards comes to its end before its other bounds do.
+pub const FILES_ADVISED: u64 = 65_536;
+
 /// What the configuration asks of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -42,7 +49,7 @@ pub struct Wanted {
     pub receive_bytes: u64,
     /// Kernel send buffer of each socket, in bytes.
     pub send_bytes: u64,
-    /// Open files for data: segments and indexes.
+    /// Open files for data: segments and indexes, at least.
     pub data_files: u64,
 }
 
@@ -154,6 +161,13 @@ pub enum Finding {
         /// What is needed.
         needed: u64,
     },
+    /// Open files for not very many shards.
+    OpenFilesTight {
+        /// The limit.
+        found: u64,
+        /// What is left for shards.
+        shards: u64,
+    },
 }
 
 impl Finding {
@@ -171,6 +185,7 @@ impl Finding {
             Finding::LockedMemoryTight { .. }
             | Finding::CpuQuota { .. }
             | Finding::SocketBuffer { .. }
+            | Finding::OpenFilesTight { .. }
             | Finding::DataFolderInMemory { .. } => false,
         }
     }
@@ -267,6 +282,12 @@ impl fmt::Display for Finding {
                 "{found} files may be open (RLIMIT_NOFILE); {needed} are needed; raise it: ulimit -n {needed}, or \
                  LimitNOFILE={needed} in the systemd unit"
             ),
+            Finding::OpenFilesTight { found, shards } => write!(
+                f,
+                "{found} files may be open (RLIMIT_NOFILE, hard), enough for some {shards} durable shards: each keeps one \
+                 open; {FILES_ADVISED} are advised; raise it: ulimit -H -n {FILES_WANTED}, or \
+                 LimitNOFILE={FILES_WANTED} in the systemd unit or on the container runtime"
+            ),
         }
     }
 }
@@ -306,7 +327,8 @@ pub fn run(wanted: &Wanted) -> io::Result<(Facts, Vec<Finding>)> {
     Ok((facts, findings))
 }
 
-/// Reads the facts, after raising this process's soft limits as far as needed and allowed.
+/// Reads the facts, after raising this process's soft limits: of locked memory as far as needed, of open files as far as
+/// allowed.
 pub fn gather(wanted: &Wanted) -> io::Result<Facts> {
     let may_force_buffers = capability(12);
     Ok(Facts {
@@ -314,13 +336,18 @@ pub fn gather(wanted: &Wanted) -> io::Result<Facts> {
         io_uring: sys::try_io_uring().map_err(|error| error.raw_os_error().unwrap_or(0)),
         io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled"),
         locked_memory: sys::raise_soft_limit(Resource::LockedMemory, locked_needed(wanted))?,
-        open_files: sys::raise_soft_limit(Resource::OpenFiles, files_needed(wanted))?,
+        open_files: raise_open_files(files_needed(wanted))?,
         cpus: sys::allowed_cpus()?,
         cpu_quota_milli: read("/sys/fs/cgroup/cpu.max").as_deref().and_then(quota_milli),
         receive_bytes_max: number("/proc/sys/net/core/rmem_max"),
         send_bytes_max: number("/proc/sys/net/core/wmem_max"),
         may_force_buffers,
     })
+}
+
+/// The system may refuse to raise it, if its own maximum was lowered since; what holds then is judged.
+fn raise_open_files(needed: u64) -> io::Result<Limit> {
+    sys::raise_soft_limit(Resource::OpenFiles, needed.max(FILES_WANTED)).or_else(|_| sys::limit(Resource::OpenFiles))
 }
 
 /// Judges facts. Fatal findings come first.
@@ -356,6 +383,10 @@ pub fn judge(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     let needed = files_needed(wanted);
     if facts.open_files.soft < needed {
         findings.push(Finding::OpenFiles { found: facts.open_files.soft, needed });
+    }
+    if (needed..FILES_ADVISED).contains(&facts.open_files.soft) {
+        let found = facts.open_files.soft;
+        findings.push(Finding::OpenFilesTight { found, shards: found - needed + wanted.data_files });
     }
     let needed = locked_needed(wanted);
     if (LOCKED_BYTES_PER_CORE..needed).contains(&found) && facts.io_uring != Err(libc::ENOMEM) {

@@ -1,6 +1,7 @@
 //! **What**: what the cores last reported of shards and subscribers, summed per stream for `top` and `describe`.
 //!
-//! **Invariants**: totals never go back: a tail that was taken down and made again counts on from its former sum.
+//! **Invariants**: totals never go back: a tail that was taken down and made again counts on from its former sum. Only shards
+//! that the metadata know have rows: a report may be on its way when a stream is deleted.
 //!
 //! **Never**: a question to a core: answers are as old as the last report (`report_interval_ns`).
 //!
@@ -9,6 +10,7 @@
 use crate::message::{CoreReport, ShardReport as CoreShardReport, TailReport};
 use felix_control::query::{ShardReport, ShardReports};
 use felix_control::state::State;
+use felix_control::watch::{Change, PlacedStream};
 use felix_protocol::frame::{Stats, StreamStats};
 use felix_protocol::ids::{CoreId, ShardId, StreamId};
 use felix_protocol::limits::LIST_PAGE_MAX;
@@ -35,13 +37,15 @@ pub struct StatsBook {
     positions: ShardReports,
     shards: BTreeMap<ShardId, CoreShardReport>,
     tails: BTreeMap<(ShardId, CoreId), TailRow>,
+    /// The streams that the metadata know, and the shards of all of them.
     streams: BTreeMap<StreamId, Vec<ShardId>>,
+    known: BTreeSet<ShardId>,
 }
 
 impl StatsBook {
-    /// Takes a report.
+    /// Takes a report. Streams must be told first: cores hear of them later.
     pub fn take(&mut self, report: &CoreReport) {
-        for row in &report.shards {
+        for row in report.shards.iter().filter(|row| self.known.contains(&row.status.shard)) {
             let status = &row.status;
             self.positions.insert(
                 status.shard,
@@ -53,12 +57,8 @@ impl StatsBook {
                 },
             );
             self.shards.insert(status.shard, *row);
-            let of_stream = self.streams.entry(row.stream).or_default();
-            if !of_stream.contains(&status.shard) {
-                of_stream.push(status.shard);
-            }
         }
-        for tail in &report.tails {
+        for tail in report.tails.iter().filter(|tail| self.known.contains(&tail.shard)) {
             let row =
                 self.tails.entry((tail.shard, tail.core)).or_insert(TailRow { last: *tail, base: Out::default() });
             if tail.records_out < row.last.records_out || tail.gap_records < row.last.gap_records {
@@ -70,15 +70,32 @@ impl StatsBook {
         }
     }
 
-    /// Every stream but these is gone.
-    pub fn keep_only(&mut self, streams: &BTreeSet<StreamId>) {
-        let gone: Vec<StreamId> = self.streams.keys().filter(|id| !streams.contains(id)).copied().collect();
+    /// These streams are all there are.
+    pub fn on_table(&mut self, streams: &[PlacedStream]) {
+        let stay: BTreeSet<StreamId> = streams.iter().map(|it| it.info.id).collect();
+        let gone: Vec<StreamId> = self.streams.keys().filter(|id| !stay.contains(id)).copied().collect();
         gone.into_iter().for_each(|id| self.forget(id));
+        streams.iter().for_each(|stream| self.learn(stream));
     }
 
-    /// A stream is gone.
-    pub fn forget(&mut self, stream: StreamId) {
+    /// A stream was made or changed, or is gone.
+    pub fn on_change(&mut self, change: &Change) {
+        match change {
+            Change::StreamPut { stream, .. } => self.learn(stream),
+            Change::StreamRemoved { id, .. } => self.forget(*id),
+        }
+    }
+
+    /// The shards of a stream stay what they are.
+    fn learn(&mut self, stream: &PlacedStream) {
+        let shards = stream.shards.iter().map(|place| place.shard);
+        self.known.extend(shards.clone());
+        self.streams.insert(stream.info.id, shards.collect());
+    }
+
+    fn forget(&mut self, stream: StreamId) {
         for shard in self.streams.remove(&stream).unwrap_or_default() {
+            self.known.remove(&shard);
             self.positions.remove(&shard);
             self.shards.remove(&shard);
             let rows: Vec<_> =
@@ -137,3 +154,6 @@ impl StatsBook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,9 +58,14 @@ fn command(data: &Path, listen: SocketAddr, http: SocketAddr) -> Command {
 }
 
 fn start(data: &Path) -> Broker {
+    start_as(data, |command| command)
+}
+
+/// `change`: the command that is started in the place of the plain one.
+fn start_as(data: &Path, change: impl FnOnce(Command) -> Command) -> Broker {
     let ports = [Port::take(), Port::take()];
     let [listen, http] = ports.each_ref().map(Port::address);
-    let child = command(data, listen, http).spawn().unwrap();
+    let child = change(command(data, listen, http)).spawn().unwrap();
     let broker = Broker { child, listen, http, _ports: ports };
     wait_for("the broker is ready", || get(http, "GET", "/readyz").starts_with("HTTP/1.0 200"));
     broker
@@ -106,6 +111,25 @@ fn a_second_broker_is_told_what_is_in_its_way() {
     assert!(text.contains(&broker.listen.to_string()), "names the address: {text}");
     let text = refusal(command(&second.0, other_udp, broker.http));
     assert!(text.contains(&broker.http.to_string()) && text.contains("--http"), "names the option: {text}");
+}
+
+/// The usual soft limit, 1,024, holds fewer shards than a broker has.
+#[test]
+fn a_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let folder = Folder::new("files");
+    let log = folder.0.join("log");
+    let limited = |command: Command| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -S -n 400 && ulimit -H -n 5000 && exec \"$@\"", "sh"]).arg(command.get_program());
+        shell.args(command.get_args()).stdout(Stdio::piped()).stderr(fs::File::create(&log).unwrap());
+        shell
+    };
+    let broker = start_as(&folder.0, limited);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", broker.child.id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..], ["5000", "5000", "files"]);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("5000 files may be open") && said.contains("LimitNOFILE="), "{said}");
 }
 
 #[test]

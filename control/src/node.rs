@@ -235,6 +235,12 @@ impl ControlNode {
         self.shared.lock().snapshot_last().map(|last| last.index)
     }
 
+    /// Why the last snapshot was not made, or one before it could not be removed; None: all is well. Proposals go on, and
+    /// it is tried again when the log has grown further.
+    pub fn snapshot_failure(&self) -> Option<String> {
+        self.shared.lock().snapshot_failure().map(str::to_string)
+    }
+
     /// Index of the first entry that the log still has.
     pub fn log_first_index(&self) -> u64 {
         self.log.head().first_index()

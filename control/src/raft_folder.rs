@@ -8,7 +8,8 @@
 //! ```
 //!
 //! **Invariants**: `identity` and snapshots appear whole or not at all (written aside, synced, renamed, folder synced);
-//! `synced` never says more than what is on disk, because it is written after the sync it tells of.
+//! `synced` never says more than what is on disk, because it is written after the sync it tells of. What could not be
+//! written whole leaves nothing behind: it would take the room that is missing.
 //!
 //! **Never**: a damaged or missing file taken for an empty cluster.
 //!
@@ -111,10 +112,15 @@ pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
 /// Puts a file in place, whole and durable.
 fn write_whole(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let aside = folder.join(format!("{name}{ASIDE}"));
-    let mut file = File::create(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&aside, folder.join(name))?;
+    let written = File::create(&aside).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| std::fs::rename(&aside, folder.join(name))) {
+        // If that fails too, the first error is the one to tell.
+        let _ = std::fs::remove_file(&aside);
+        return Err(error);
+    }
     sync_folder(folder)
 }
 
@@ -199,9 +205,14 @@ impl Folder {
         Ok(Some((path, bytes)))
     }
 
-    /// Puts a snapshot in place and removes those before the last two. `index`: of the last entry it covers.
+    /// Puts a snapshot in place. `index`: of the last entry it covers.
     pub fn write_snapshot(&self, index: u64, bytes: &[u8]) -> Result<(), OpenError> {
-        write_whole(&self.path, &format!("{SNAPSHOT}{index:020}"), bytes).map_err(io_error(&self.path))?;
+        let name = format!("{SNAPSHOT}{index:020}");
+        write_whole(&self.path, &name, bytes).map_err(io_error(&self.path.join(&name)))
+    }
+
+    /// Removes the snapshots before the last two.
+    pub fn remove_old_snapshots(&self) -> Result<(), OpenError> {
         let snapshots = self.snapshots()?;
         let old = snapshots.len().saturating_sub(SNAPSHOTS_KEPT);
         for (_, path) in &snapshots[..old] {

@@ -2,9 +2,11 @@
 //! reads them.
 //!
 //! **Invariants**: what is applied are the bytes of the log; a snapshot file is written whole, after the entries it
-//! covers; the copy that is encoded is taken at once, so a snapshot is of one version.
+//! covers; the copy that is encoded is taken at once, so a snapshot is of one version. One that cannot be made changes
+//! nothing: the one before goes on to count, the log keeps what only it holds, and it is tried again.
 //!
-//! **Never**: the disk or an encoding on the control thread; a snapshot that does not decode taken for no snapshot.
+//! **Never**: the disk or an encoding on the control thread; a snapshot that does not decode taken for no snapshot; an end
+//! of the member because a snapshot found no room.
 //!
 //! **See**: `replica.rs`, `raft_folder.rs` (files), `raft_frames.rs` (bytes).
 #![allow(clippy::result_large_err, reason = "the error type is openraft's")]
@@ -40,6 +42,10 @@ pub(crate) struct Applied {
     snapshot_bytes: u64,
     /// Bytes of entries applied after it.
     bytes_since: u64,
+    /// With fewer of them none is made: the last try failed.
+    not_before_bytes: u64,
+    /// Why that was, or why an old one could not be removed.
+    snapshot_failure: Option<String>,
 }
 
 /// The metadata, shared by openraft and those who read. A lock is held for memory work only.
@@ -64,8 +70,12 @@ impl SharedState {
     /// Whether the log outgrew the snapshot.
     pub(crate) fn wants_snapshot(&self) -> bool {
         let applied = self.lock();
+        applied.bytes_since >= self.snapshot_after(&applied).max(applied.not_before_bytes)
+    }
+
+    fn snapshot_after(&self, applied: &Applied) -> u64 {
         let after = SNAPSHOT_AFTER_BYTES.max(applied.snapshot_bytes / SNAPSHOT_AFTER_PART);
-        applied.bytes_since >= self.snapshot_after_bytes.unwrap_or(after)
+        self.snapshot_after_bytes.unwrap_or(after)
     }
 
     fn tell(&self) {
@@ -82,6 +92,11 @@ impl Applied {
     /// Last entry that the snapshot on disk covers.
     pub(crate) fn snapshot_last(&self) -> Option<LogId> {
         self.snapshot.as_ref().and_then(|meta| meta.last_log_id)
+    }
+
+    /// Why the last snapshot was not made, or one before it could not be removed.
+    pub(crate) fn snapshot_failure(&self) -> Option<&str> {
+        self.snapshot_failure.as_deref()
     }
 
     fn apply(&mut self, entry: RaftEntry) -> Result<Response, StorageError> {
@@ -143,6 +158,8 @@ impl RaftState {
             snapshot: None,
             snapshot_bytes: 0,
             bytes_since: 0,
+            not_before_bytes: 0,
+            snapshot_failure: None,
         };
         if let Some((path, bytes)) = folder.newest_snapshot()? {
             let (head, state) = decode_snapshot(&bytes).map_err(|error| damaged(&path, error.to_string()))?;
@@ -174,22 +191,47 @@ pub struct SnapshotBuilder {
     bytes_since: u64,
 }
 
-impl RaftSnapshotBuilder<RaftTypes> for SnapshotBuilder {
-    async fn build_snapshot(&mut self) -> Result<Snapshot<RaftTypes>, StorageError> {
+impl SnapshotBuilder {
+    /// Encodes and writes it. Its bytes, and why old ones stay if they do.
+    async fn write(&mut self) -> Result<(Vec<u8>, Option<String>), StorageError> {
         let (state, head, folder) = (std::mem::take(&mut self.state), self.head.clone(), self.folder.clone());
-        let bytes = off_thread(move || {
+        off_thread(move || {
             let state = snapshot::encode(&state).map_err(|error| write_error(&error))?;
             let bytes = encode_snapshot(&head, &state).map_err(|error| write_error(&error))?;
-            let index = head.last.map_or(0, |last| last.index);
-            folder.write_snapshot(index, &bytes).map_err(|error| write_error(&error))?;
-            Ok(bytes)
+            put_in_place(&folder, &head, &bytes).map(|stays| (bytes, stays))
         })
-        .await?;
-        let meta = meta(&self.head);
+        .await
+    }
+}
+
+/// Writes a snapshot and removes old ones; why these stay, if they do: what was written counts all the same.
+fn put_in_place(folder: &Folder, head: &SnapshotHead, bytes: &[u8]) -> Result<Option<String>, StorageError> {
+    let index = head.last.map_or(0, |last| last.index);
+    folder.write_snapshot(index, bytes).map_err(|error| write_error(&error))?;
+    Ok(folder.remove_old_snapshots().err().map(|error| error.to_string()))
+}
+
+impl RaftSnapshotBuilder<RaftTypes> for SnapshotBuilder {
+    /// openraft takes an error for the end of the member. So a failure is answered with the snapshot that is there:
+    /// openraft passes over one that is not newer than what it knows, and of the answer it reads the meta alone.
+    async fn build_snapshot(&mut self) -> Result<Snapshot<RaftTypes>, StorageError> {
+        let written = self.write().await;
         let mut applied = self.shared.lock();
+        let (bytes, stays) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                applied.not_before_bytes = applied.bytes_since + self.shared.snapshot_after(&applied);
+                applied.snapshot_failure = Some(error.to_string());
+                let meta = applied.snapshot.clone().unwrap_or_default();
+                return Ok(Snapshot { meta, snapshot: Box::default() });
+            }
+        };
+        let meta = meta(&self.head);
         applied.snapshot = Some(meta.clone());
         applied.snapshot_bytes = bytes.len() as u64;
         applied.bytes_since -= self.bytes_since.min(applied.bytes_since);
+        applied.not_before_bytes = 0;
+        applied.snapshot_failure = stays;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(bytes)) })
     }
 }
@@ -237,16 +279,15 @@ impl RaftStateMachine<RaftTypes> for RaftState {
     ) -> Result<(), StorageError> {
         let (folder, kept_max) = (self.folder.clone(), self.shared.lock().replica.kept_changes_max());
         let announced = announced.clone();
-        let (replica, head, bytes) = off_thread(move || {
+        let (replica, head, bytes, stays) = off_thread(move || {
             let bytes = snapshot.into_inner();
             let (head, state) = decode_snapshot(&bytes).map_err(|error| read_error(&error))?;
             if head.last != announced.last_log_id || head.membership != announced.last_membership {
                 return Err(read_error(&std::io::Error::other("a snapshot that is not the one announced")));
             }
             let replica = Replica::restore(state, kept_max).map_err(|error| read_error(&error))?;
-            let index = head.last.map_or(0, |last| last.index);
-            folder.write_snapshot(index, &bytes).map_err(|error| write_error(&error))?;
-            Ok((replica, head, bytes.len() as u64))
+            let stays = put_in_place(&folder, &head, &bytes)?;
+            Ok((replica, head, bytes.len() as u64, stays))
         })
         .await?;
         {
@@ -258,6 +299,8 @@ impl RaftStateMachine<RaftTypes> for RaftState {
                 membership: head.membership,
                 snapshot_bytes: bytes,
                 bytes_since: 0,
+                not_before_bytes: 0,
+                snapshot_failure: stays,
             };
         }
         self.shared.tell();

@@ -179,6 +179,59 @@ fn a_snapshot_replaces_the_log_before_it() {
     assert_eq!(reopened(folder.path(), bytes).unwrap(), before);
 }
 
+/// The log is well, so metadata go on: somebody may have to delete a stream to make room.
+#[test]
+fn a_snapshot_that_finds_no_room_stops_nothing() {
+    let folder = TempFolder::new("no-room");
+    let obstacle = |index: usize| folder.path().join(format!("snapshot-{index:020}.tmp"));
+    let before = on_runtime(async {
+        let node = ControlNode::open(folder.path(), identity(), EAGER).await.unwrap();
+        (0..300).for_each(|index| std::fs::create_dir(obstacle(index)).unwrap());
+        for at in 0..100 {
+            propose(&node, 0, create(at)).await.outcome.unwrap();
+            // What is done meanwhile ends before the next entry.
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!((node.failure(), node.snapshot_index(), node.log_first_index()), (None, None, 0));
+        let why = node.snapshot_failure().unwrap();
+        assert!(why.contains("snapshot-") && why.contains("cannot use"), "{why}");
+        (0..300).for_each(|index| std::fs::remove_dir(obstacle(index)).unwrap());
+        let mut at = 100;
+        while node.log_first_index() == 0 {
+            propose(&node, 0, create(at)).await.outcome.unwrap();
+            at += 1;
+            assert!(at < 100_000, "no snapshot and purge");
+        }
+        assert_eq!(node.snapshot_failure(), None);
+        let before = bytes(&node);
+        node.shutdown().await;
+        before
+    });
+    assert_eq!(reopened(folder.path(), bytes).unwrap(), before);
+}
+
+/// The new one is whole and in place: it counts.
+#[test]
+fn an_old_snapshot_that_cannot_be_removed_stops_nothing() {
+    let folder = TempFolder::new("old-stays");
+    let before = on_runtime(async {
+        let node = ControlNode::open(folder.path(), identity(), EAGER).await.unwrap();
+        std::fs::create_dir(folder.path().join(format!("snapshot-{:020}", 0))).unwrap();
+        let mut at = 0;
+        while node.snapshot_failure().is_none() || at < 60 {
+            propose(&node, 0, create(at)).await.outcome.unwrap();
+            at += 1;
+            assert!(at < 100_000, "nothing was to be removed");
+        }
+        assert_eq!(node.failure(), None);
+        assert!(node.log_first_index() > 0 && node.snapshot_index().is_some());
+        let before = bytes(&node);
+        node.shutdown().await;
+        before
+    });
+    assert_eq!(reopened(folder.path(), bytes).unwrap(), before);
+}
+
 /// The folder as it is after each acknowledgement, without any goodbye: a crash there loses nothing. Without snapshots,
 /// and with one after every entry.
 #[test]

@@ -320,7 +320,7 @@ impl CoreWal {
         self.may_grow = may;
     }
 
-    /// Bytes of files that were begun so far.
+    /// Bytes of files that were made so far.
     pub fn grown_bytes(&self) -> u64 {
         self.grown_bytes
     }
@@ -457,14 +457,17 @@ impl CoreWal {
         total < self.settings.files_max || (stuck && total == self.settings.files_max)
     }
 
+    fn wants_file(&self) -> bool {
+        self.ring.spare_count() == 0 && self.may_prepare() && self.closing == Closing::No
+    }
+
     /// What is to be done now. At the end of every turn, after all appends and completions of the turn.
     pub fn plan(&mut self, now: Time, out: &mut Vec<DiskRequest>) {
         if self.poison.is_some() || self.closing == Closing::Closed {
             return;
         }
-        let wants_file = self.ring.spare_count() == 0 && self.may_prepare() && self.closing == Closing::No;
-        if wants_file && self.prepare.start(now) {
-            self.grown_bytes += self.settings.file_bytes;
+        if self.wants_file() {
+            self.prepare.start(now);
         }
         self.prepare.plan(out);
         self.seal_if_idle(now);
@@ -636,6 +639,7 @@ impl CoreWal {
             match self.prepare.on_done(now, self.settings.full_retry_ns, done.result) {
                 Prepared::Nothing => {}
                 Prepared::File(file) => {
+                    self.grown_bytes += self.settings.file_bytes;
                     self.ring.add_spare(file);
                     if self.ring.current().is_none() {
                         self.ring.roll();
@@ -718,7 +722,8 @@ impl CoreWal {
         if self.poison.is_some() || self.closing != Closing::No {
             return None;
         }
-        let mut next: Option<Time> = self.prepare.retry_at();
+        // If no file is wanted any more, a time that has passed would be a reason to come back for ever.
+        let mut next: Option<Time> = self.prepare.retry_at().filter(|_| self.wants_file());
         let mut add = |by: Option<Time>| {
             next = match (next, by) {
                 (Some(one), Some(other)) => Some(one.min(other)),

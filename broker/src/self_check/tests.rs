@@ -125,6 +125,18 @@ fn open_files() {
 }
 
 #[test]
+fn few_open_files_are_told() {
+    check(
+        |facts, _| facts.open_files = Limit { soft: 20_000, hard: 20_000 },
+        false,
+        &["20000 files", "some 19616 durable shards", "65536", "LimitNOFILE=1048576"],
+    );
+    let mut facts = good();
+    facts.open_files = Limit { soft: 65_536, hard: 65_536 };
+    assert_eq!(judge(&facts, &wanted()), []);
+}
+
+#[test]
 fn fatal_findings_come_first() {
     let facts = Facts {
         kernel: "4.19.0".into(),

@@ -104,11 +104,6 @@ impl Control {
     ) {
         let result = if command.is_write() {
             let committed = self.member.propose(sim.clock().wall, principal, idempotency_key, command);
-            for change in &committed.changes {
-                if let Change::StreamRemoved { id, .. } = change {
-                    self.stats.forget(*id);
-                }
-            }
             self.broadcast(sim, committed.changes);
             committed.outcome
         } else {
@@ -130,6 +125,7 @@ impl Control {
         if changes.is_empty() {
             return;
         }
+        changes.iter().for_each(|change| self.stats.on_change(change));
         let mut message =
             FromControl::Changes { routing_version: self.member.state().routing_version(), changes: changes.into() };
         sim.faults.on_control(&mut message);

@@ -138,6 +138,7 @@ fn the_last_two_snapshots_stay() {
     std::fs::write(place.0.join("snapshot-00000000000000000099.tmp"), b"half").unwrap();
     for index in [9, 10, 100] {
         folder.write_snapshot(index, format!("at {index}").as_bytes()).unwrap();
+        folder.remove_old_snapshots().unwrap();
         let (path, bytes) = folder.newest_snapshot().unwrap().unwrap();
         assert_eq!(bytes, format!("at {index}").into_bytes());
         assert!(path.ends_with(format!("snapshot-{index:020}")));
