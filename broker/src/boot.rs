@@ -50,7 +50,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const MESH_RING: usize = 1_024;
 /// With less room than this the metadata are not opened before the reserve is given up: their log would fail.
 const START_BYTES: u64 = 8 << 20;
-/// Open files besides sockets without which nothing works. Each durable shard that has data keeps one more.
+/// Open files besides sockets without which nothing works.
 const DATA_FILES: u64 = 64;
 
 /// A start or run that failed: a sentence that says what was wrong and what to do.

@@ -31,12 +31,12 @@ pub const FILES_PER_CORE: u64 = 32;
 /// Open files besides the cores and the data: control thread, HTTP, logs, certificates.
 pub const FILES_BASE: u64 = 256;
 
-/// Open files that are asked for: as many as Linux lets a process have unless told otherwise (`fs.nr_open`). Each durable
-/// shard that has data keeps one open, so that there is no number that is enough for everybody.
+/// Open files that are asked for: as many as Linux lets a process have unless told otherwise (`fs.nr_open`).
 pub const FILES_WANTED: u64 = 1 << 20;
 
-/// With fewer a broker with many shards comes to its end before its other bounds do.
-pub const FILES_ADVISED: u64 = 65_536;
+/// Files that a core may have open at once when it has many durable shards: 256 segments that are written, 32 that are read, the
+/// write-ahead log's, and what jobs open for a moment.
+pub const FILES_OF_MANY_SHARDS: u64 = 400;
 
 /// What the configuration asks of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,8 +165,8 @@ pub enum Finding {
     OpenFilesTight {
         /// The limit.
         found: u64,
-        /// What is left for shards.
-        shards: u64,
+        /// What many shards need.
+        advised: u64,
     },
 }
 
@@ -282,11 +282,11 @@ impl fmt::Display for Finding {
                 "{found} files may be open (RLIMIT_NOFILE); {needed} are needed; raise it: ulimit -n {needed}, or \
                  LimitNOFILE={needed} in the systemd unit"
             ),
-            Finding::OpenFilesTight { found, shards } => write!(
+            Finding::OpenFilesTight { found, advised } => write!(
                 f,
-                "{found} files may be open (RLIMIT_NOFILE, hard), enough for some {shards} durable shards: each keeps one \
-                 open; {FILES_ADVISED} are advised; raise it: ulimit -H -n {FILES_WANTED}, or \
-                 LimitNOFILE={FILES_WANTED} in the systemd unit or on the container runtime"
+                "{found} files may be open (RLIMIT_NOFILE, hard): with many durable shards or readers of history some wait for \
+                 others; {advised} are advised; raise it: ulimit -H -n {FILES_WANTED}, or LimitNOFILE={FILES_WANTED} in the \
+                 systemd unit or on the container runtime"
             ),
         }
     }
@@ -384,9 +384,9 @@ pub fn judge(facts: &Facts, wanted: &Wanted) -> Vec<Finding> {
     if facts.open_files.soft < needed {
         findings.push(Finding::OpenFiles { found: facts.open_files.soft, needed });
     }
-    if (needed..FILES_ADVISED).contains(&facts.open_files.soft) {
-        let found = facts.open_files.soft;
-        findings.push(Finding::OpenFilesTight { found, shards: found - needed + wanted.data_files });
+    let advised = needed + wanted.cores as u64 * FILES_OF_MANY_SHARDS;
+    if (needed..advised).contains(&facts.open_files.soft) {
+        findings.push(Finding::OpenFilesTight { found: facts.open_files.soft, advised });
     }
     let needed = locked_needed(wanted);
     if (LOCKED_BYTES_PER_CORE..needed).contains(&found) && facts.io_uring != Err(libc::ENOMEM) {

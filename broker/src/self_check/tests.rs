@@ -66,7 +66,7 @@ fn io_uring() {
 #[test]
 fn locked_memory() {
     check(
-        |facts, _| facts.locked_memory = Limit { soft: 65_536, hard: 65_536 },
+        |facts, _| facts.locked_memory = Limit { soft: 1_184, hard: 1_184 },
         true,
         &["65536 bytes", "2097152 are needed", "ulimit -l 2048", "LimitMEMLOCK=infinity"],
     );
@@ -127,12 +127,12 @@ fn open_files() {
 #[test]
 fn few_open_files_are_told() {
     check(
-        |facts, _| facts.open_files = Limit { soft: 20_000, hard: 20_000 },
+        |facts, _| facts.open_files = Limit { soft: 1_000, hard: 1_000 },
         false,
-        &["20000 files", "some 19616 durable shards", "65536", "LimitNOFILE=1048576"],
+        &["1000 files", "1184 are advised", "LimitNOFILE=1048576"],
     );
     let mut facts = good();
-    facts.open_files = Limit { soft: 65_536, hard: 65_536 };
+    facts.open_files = Limit { soft: 1_184, hard: 1_184 };
     assert_eq!(judge(&facts, &wanted()), []);
 }
 
