@@ -66,7 +66,7 @@ fn io_uring() {
 #[test]
 fn locked_memory() {
     check(
-        |facts, _| facts.locked_memory = Limit { soft: 1_184, hard: 1_184 },
+        |facts, _| facts.locked_memory = Limit { soft: 2_184, hard: 2_184 },
         true,
         &["65536 bytes", "2097152 are needed", "ulimit -l 2048", "LimitMEMLOCK=infinity"],
     );
@@ -127,12 +127,12 @@ fn open_files() {
 #[test]
 fn few_open_files_are_told() {
     check(
-        |facts, _| facts.open_files = Limit { soft: 1_000, hard: 1_000 },
+        |facts, _| facts.open_files = Limit { soft: 1_500, hard: 1_500 },
         false,
-        &["1000 files", "1184 are advised", "LimitNOFILE=1048576"],
+        &["1500 files", "2184 are advised", "LimitNOFILE=1048576"],
     );
     let mut facts = good();
-    facts.open_files = Limit { soft: 1_184, hard: 1_184 };
+    facts.open_files = Limit { soft: 2_184, hard: 2_184 };
     assert_eq!(judge(&facts, &wanted()), []);
 }
 
