@@ -66,7 +66,7 @@ fn io_uring() {
 #[test]
 fn locked_memory() {
     check(
-        |facts, _| facts.locked_memory = Limit { soft: 2_184, hard: 2_184 },
+        |facts, _| facts.locked_memory = Limit { soft: 2_984, hard: 2_984 },
         true,
         &["65536 bytes", "2097152 are needed", "ulimit -l 2048", "LimitMEMLOCK=infinity"],
     );
@@ -129,10 +129,10 @@ fn few_open_files_are_told() {
     check(
         |facts, _| facts.open_files = Limit { soft: 1_500, hard: 1_500 },
         false,
-        &["1500 files", "2184 are advised", "LimitNOFILE=1048576"],
+        &["1500 files", "2984 are advised", "LimitNOFILE=1048576"],
     );
     let mut facts = good();
-    facts.open_files = Limit { soft: 2_184, hard: 2_184 };
+    facts.open_files = Limit { soft: 2_984, hard: 2_984 };
     assert_eq!(judge(&facts, &wanted()), []);
 }
 
