@@ -116,9 +116,9 @@ impl Channel {
         self.idempotent && self.producer.is_none()
     }
 
-    /// Whether batches wait for an answer or to be sent again.
+    /// Whether no batch waits for its outcome; places may be left.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.iter().all(|it| it.abandoned)
     }
 
     /// Connection and stream of an open channel.
@@ -321,7 +321,7 @@ impl Channel {
         Ok(())
     }
 
-    /// A batch was refused: it is not in the log.
+    /// A batch was refused: it is not in the log, unless the disk failed.
     pub(crate) fn on_refused(
         &mut self,
         now: Time,
@@ -374,6 +374,12 @@ impl Channel {
             batch.sent = false;
             batch.maybe = false;
             batch.refusal = Some((refused.code, refused.detail.clone()));
+        } else if self.idempotent && refused.code == ErrorCode::StorageFailed {
+            // A restart may find it in the log after all: its place stays until the broker's next sequence tells.
+            let batch = &mut self.queue[at];
+            batch.abandon(tally, &PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed });
+            batch.sent = false;
+            self.reopen = true;
         } else if let Some(batch) = self.queue.remove(at) {
             let error = match refused.code {
                 ErrorCode::StorageFailed => PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed },
@@ -419,10 +425,12 @@ impl Channel {
             Class::Redirect => Ok(After { reroute: true, forget_stream: code == ErrorCode::StreamGone }),
             Class::Reject => {
                 let error = PublishError::Rejected { code, detail: detail.to_string() };
-                self.fail_unanswered(UnknownReason::ConnectionLost, tally);
-                for batch in self.queue.drain(..) {
-                    batch.fail(tally, &error);
+                let unknown = PublishError::UnknownOutcome { reason: UnknownReason::ConnectionLost };
+                for batch in &mut self.queue {
+                    batch.abandon(tally, if batch.maybe { &unknown } else { &error });
                 }
+                // What may be in the log keeps its place: a shard that is served again may have it.
+                self.queue.retain(|it| it.maybe);
                 Err(error)
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! **See**: `kit.rs` for the words these tests are written in.
 
+mod doubt;
 mod hostile;
 mod kit;
 mod publishing;
