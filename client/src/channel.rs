@@ -9,8 +9,8 @@
 //! ```
 //!
 //! **Invariants**: a batch that may be in the log keeps its bytes and its sequence; it is only sent again as it was.
-//! Bytes change only for a batch that is certainly not in the log: refused, or above the sequence that the broker
-//! expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is numbered anew
+//! Bytes change only for a batch that is certainly not in the log: refused when first sent, or above the sequence that
+//! the broker expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is numbered anew
 //! from what the log holds, and so keeps its order.
 //!
 //! **Never**: resending a batch without a producer once it may have arrived: its outcome is unknown.
@@ -321,7 +321,7 @@ impl Channel {
         Ok(())
     }
 
-    /// A batch was refused: it is not in the log, unless the disk failed.
+    /// A batch was refused: it is not in the log, unless the disk failed or it was there before it was sent again.
     pub(crate) fn on_refused(
         &mut self,
         now: Time,
@@ -336,6 +336,8 @@ impl Channel {
         let at = self.queue.iter().position(|it| it.sent && it.base == base_sequence);
         let Some(at) = at else { return Err(Violation::UnknownBatch { base_sequence }) };
         self.in_flight -= 1;
+        // The broker's number was behind it when it was sent again: whatever is wrong with the resend, it is there.
+        let in_log = self.idempotent && self.queue[at].end() <= self.expected;
         let again = match refused.code {
             ErrorCode::SequenceGap if self.idempotent => {
                 // A hole we know of closes when the rest is numbered anew; any other needs the broker's number.
@@ -350,6 +352,14 @@ impl Channel {
                 self.reopen = true;
                 self.burn();
                 true
+            }
+            ErrorCode::DuplicateMismatch if self.idempotent => {
+                // Its number and ours differ; if not because it forgot, somebody else counts under our producer.
+                self.reopen = true;
+                if !in_log {
+                    self.burn();
+                }
+                false
             }
             code => match code.class() {
                 Class::Retry => true,
@@ -372,7 +382,7 @@ impl Channel {
         if again && !self.queue[at].abandoned {
             let batch = &mut self.queue[at];
             batch.sent = false;
-            batch.maybe = false;
+            batch.maybe = in_log;
             batch.refusal = Some((refused.code, refused.detail.clone()));
         } else if self.idempotent && refused.code == ErrorCode::StorageFailed {
             // A restart may find it in the log after all: its place stays until the broker's next sequence tells.
@@ -383,6 +393,7 @@ impl Channel {
         } else if let Some(batch) = self.queue.remove(at) {
             let error = match refused.code {
                 ErrorCode::StorageFailed => PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed },
+                _ if in_log => PublishError::UnknownOutcome { reason: UnknownReason::ProducerForgotten },
                 code => PublishError::Rejected { code, detail: refused.detail.clone() },
             };
             batch.fail(tally, &error);

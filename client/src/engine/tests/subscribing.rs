@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::config::{OnReset, SubscribeOptions};
-use crate::engine::{ConnKey, Event, Lost, SubscriberId};
+use crate::engine::{Ask, ConnKey, Event, Lost, SubscriberId};
 use crate::error::SubscribeError;
 use crate::item::Item;
 use crate::session::CONTROL_STREAM;
@@ -10,7 +10,7 @@ use felix_protocol::batch_builder::RecordToPublish;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Delivery, DeliveryMode, Frame, Start, Subscribe, SubscriptionClosed};
 use felix_protocol::position::{Lineage, Offset, Position};
-use felix_protocol::time::Timestamp;
+use felix_protocol::time::{Time, Timestamp};
 
 const UNI: u64 = 3;
 
@@ -366,6 +366,66 @@ fn an_ended_subscription_may_still_have_deliveries_on_the_way() {
     // One that never was is a lie.
     world.say(conn, UNI, wire + 1, &deliver(0, 10, 11, Delivery::Batch(&bytes)));
     assert_eq!(world.closes.len(), 1);
+}
+
+/// What the broker says to an Unsubscribe before it answered Subscribe.
+fn never_began() -> Frame<'static> {
+    let closed = SubscriptionClosed { code: ErrorCode::NoError, next: position(0, 0), detail: String::new() };
+    Frame::SubscriptionClosed(closed)
+}
+
+#[test]
+fn subscriptions_given_up_before_they_began_leave_room_for_requests() {
+    let (mut world, _) = World::ready(1);
+    for confirmed in [false, true] {
+        for _ in 0..4 {
+            let id = subscribe(&mut world, &SubscribeOptions::default());
+            let (conn, wire, _) = asked(&mut world);
+            world.engine.close_subscriber(id);
+            world.run();
+            assert!(matches!(world.take().frame(), Frame::Unsubscribe));
+            if confirmed {
+                world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+            }
+            world.say(conn, UNI, wire, &never_began());
+        }
+    }
+    // Nor do those that are starting take a request's place: the broker does not count them either.
+    for _ in 0..4 {
+        subscribe(&mut world, &SubscribeOptions::default());
+        asked(&mut world);
+    }
+    world.engine.request(1, Ask::Stats(None), Time(world.now + SECOND));
+    world.run();
+    assert!(matches!(world.take().frame(), Frame::GetStats { .. }));
+    assert_eq!(world.closes, []);
+}
+
+#[test]
+fn an_end_may_overtake_its_beginning() {
+    let (mut world, _) = World::ready(1);
+    subscribe(&mut world, &SubscribeOptions::default());
+    let (conn, wire, _) = asked(&mut world);
+    let closed = SubscriptionClosed { code: ErrorCode::Overloaded, next: position(1, 10), detail: String::new() };
+    world.say(conn, UNI, wire, &Frame::SubscriptionClosed(closed));
+    world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+    assert_eq!(world.closes, []);
+    world.pass(SECOND);
+    let (_, again, _) = asked(&mut world);
+    world.say(conn, CONTROL_STREAM, again, &subscribed(10, 1));
+    assert_eq!(world.closes, []);
+    // Twice, for another request, or for none is a lie.
+    for lie in [again, again + 1] {
+        let (mut world, _) = World::ready(1);
+        subscribe(&mut world, &SubscribeOptions::default());
+        let (conn, wire, _) = asked(&mut world);
+        world.engine.request(1, Ask::Stats(None), Time(world.now + SECOND));
+        world.run();
+        world.take();
+        world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+        world.say(conn, CONTROL_STREAM, lie - again + wire, &subscribed(10, 1));
+        assert_eq!(world.closes.len(), 1);
+    }
 }
 
 #[test]
