@@ -6,5 +6,6 @@ mod doubt;
 mod hostile;
 mod kit;
 mod publishing;
+mod refusals;
 mod requests;
 mod subscribing;
