@@ -140,7 +140,14 @@ impl Channel {
         [phase, batch].into_iter().flatten().min()
     }
 
-    /// The stream is open.
+    /// It is asked for. What the stream before it was to be left for is done.
+    pub(crate) fn opening(&mut self, conn: ConnKey, stream: u64) {
+        self.phase = Phase::Opening { conn, stream };
+        self.paused = None;
+        self.reopen = false;
+    }
+
+    /// The stream is open. A connection that began to go away meanwhile is left at once.
     pub(crate) fn on_opened(&mut self, opened: &ChannelOpened, tally: &mut Tally) -> Result<(), Violation> {
         let Phase::Opening { conn, stream } = self.phase else { return Ok(()) };
         let next = opened.next_sequence.0;
@@ -168,8 +175,6 @@ impl Channel {
         self.log = Some(log);
         self.expected = next;
         self.renumber(next);
-        self.paused = None;
-        self.reopen = false;
         self.phase = Phase::Open { conn, stream };
         Ok(())
     }

@@ -318,7 +318,7 @@ impl Engine {
         });
         let Some(stream) = opened else { return false };
         conn.channels.insert(stream, (id, index));
-        channel.phase = Phase::Opening { conn: key, stream };
+        channel.opening(key, stream);
         true
     }
 
