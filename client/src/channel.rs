@@ -10,8 +10,8 @@
 //!
 //! **Invariants**: a batch that may be in the log keeps its bytes and its sequence; it is only sent again as it was.
 //! Bytes change only for a batch that is certainly not in the log: refused when first sent, or above the sequence that
-//! the broker expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is numbered anew
-//! from what the log holds, and so keeps its order.
+//! the broker expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is
+//! numbered anew from what the log holds, and so keeps its order.
 //!
 //! **Never**: resending a batch without a producer once it may have arrived: its outcome is unknown.
 //!

@@ -145,7 +145,7 @@ impl Engine {
         let waiting: Vec<usize> = intake.waiting_lanes().collect();
         let no_producer = publisher.refusal.take();
         for lane in waiting {
-            // First: a lane of which nothing is left has no reason to ask again.
+            // First, so that what came after the refusal is not held for it.
             fail_refused(&mut publisher, lane, no_producer.as_ref(), intake);
             self.pump_lane(id, &mut publisher, lane, Some(intake));
         }
