@@ -132,7 +132,7 @@ class Subscription:
     def __init__(self, client, id_, lossy):
         self.client, self.id, self.lossy = client, id_, lossy
         self.subscribed = self.error = self.closed = None
-        self.deliveries, self.bytes, self.streams = [], 0, set()
+        self.deliveries, self.bytes, self.stream_bytes, self.streams = [], 0, 0, set()
 
     def feed(self, frame, via):
         assert self.closed is None, f"{frame!r} after SubscriptionClosed"
@@ -148,6 +148,7 @@ class Subscription:
                 assert d.covered_from == self.deliveries[-1].covered_to, "covered ranges with a hole"
         self.deliveries.append(d)
         self.bytes += frame.size
+        self.stream_bytes += frame.size if via != "datagram" else 0     # what credit counts
 
     def check_start(self):
         if self.deliveries and self.subscribed and not self.lossy:

@@ -199,20 +199,32 @@ def test_datagrams(any_broker, connect, stream):
         assert gap.wait_closed().code == 0
 
 
-def test_credit_counts_the_gap_not_the_batch_it_stands_for(any_broker, connect, stream):
-    """Mode 3, batches over the datagram limit: each is told as a gap of 44 bytes, and 44 bytes of credit are used."""
+def test_datagrams_use_no_credit(any_broker, connect, stream):
+    """One byte of it lets all datagrams through, gaps that stand for large batches too; a batch on the stream uses it up."""
     first = connect(any_broker)
     s = stream(first)
     for core in range(any_broker.cores):
         client = connect(any_broker, core)
-        sub = client.subscribe(s, start=w.LATEST, mode=w.DATAGRAM_OR_GAP, credit=50_000)
-        begin = sub.subscribed.start
+        none, either, gap = [client.subscribe(s, start=w.LATEST, mode=mode, credit=credit) for mode, credit in
+                             ((w.DATAGRAM_OR_GAP, 0), (w.DATAGRAM_OR_STREAM, 1), (w.DATAGRAM_OR_GAP, 1))]
+        begin = gap.subscribed.start
         channel = first.channel(s)
-        for i in range(5):
-            channel.publish(w.batch_body([R(b"L" * 40_000)], sequence=i))
+        for i, large in enumerate([False] * 10 + [True] * 3 + [False] * 10):
+            channel.publish(w.batch_body([R(b"L" * 40_000 if large else b"small")], sequence=i))
             channel.acked(i + 1)
-        client.wait(lambda: len(sub.deliveries) == 5, 5, "five gaps")
-        assert sub.gaps == [(begin + i, begin + i + 1) for i in range(5)] and sub.bytes == 5 * 44
+        client.wait(lambda: len(gap.deliveries) == 23, 5, "all of mode 3")
+        assert gap.gaps == [(begin + i, begin + i + 1) for i in range(10, 13)] and gap.streams == {"datagram"}
+        client.loop.idle(0.1)
+        assert none.deliveries == []
+        assert sorted(offsets(either)) == list(range(begin, begin + 11)), "the first large batch is the last frame"
+        client.credit(either, either.stream_bytes + 1)
+        client.wait(lambda: len(either.records) == 12, 5, "another large batch")
+        client.loop.idle(0.1)
+        assert len(either.records) == 12
+        client.credit(either, 1 << 20)
+        client.credit(none, 1)
+        for sub in (either, none):
+            client.wait(lambda: max((d.covered_to for d in sub.deliveries), default=0) == begin + 23, 5, "the rest")
 
 
 def test_more_own_streams_than_the_client_allows(broker, connect, stream):
@@ -255,7 +267,7 @@ def test_feature_without_transport_parameter(broker, connect, stream, refused):
     assert client.closed is None
 
 
-@pytest.mark.parametrize("mode", [w.SHARED, w.OWN, w.DATAGRAM_OR_STREAM])
+@pytest.mark.parametrize("mode", [w.SHARED, w.OWN])
 def test_credit_is_honoured_to_the_byte(any_broker, connect, stream, mode):
     first = connect(any_broker)
     s = stream(first)

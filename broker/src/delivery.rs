@@ -27,8 +27,9 @@ use felix_shard::fan_out::{FanOut, Next};
 
 /// What came of one step of a subscriber.
 enum Stepped {
-    /// A frame is at the end of the scratch; of a lent batch only what comes before it.
-    Frame { is_batch: bool, lent: Option<LentBytes> },
+    /// A frame of `bytes` is at the end of the scratch; of a lent batch only what comes before it. To be charged if it
+    /// goes over a stream.
+    Frame { bytes: usize, is_batch: bool, lent: Option<LentBytes> },
     /// Nothing now.
     Wait,
     /// It ended.
@@ -53,8 +54,7 @@ fn step(
             if lent.is_none() {
                 out.extend_from_slice(batch.bytes());
             }
-            fan_out.charge(key, bytes);
-            return Stepped::Frame { is_batch: true, lent };
+            return Stepped::Frame { bytes, is_batch: true, lent };
         }
         Next::Gap { number, covered } => (number, covered, Delivery::Gap),
         Next::Progress { number, covered } => (number, covered, Delivery::Progress),
@@ -62,9 +62,7 @@ fn step(
         Next::Closed(code) => return Stepped::Closed(code),
     };
     Frame::Deliver(Deliver { number, covered, delivery }).encode(id.0, out);
-    let bytes = out.len() - start;
-    fan_out.charge(key, bytes);
-    Stepped::Frame { is_batch: false, lent: None }
+    Stepped::Frame { bytes: out.len() - start, is_batch: false, lent: None }
 }
 
 /// Where a turn's writes to one delivery stream go.
@@ -186,7 +184,8 @@ impl Core {
         while writer.written + scratch.len() < room && *budget > 0 && !writer.delivery.blocked {
             let Some((key, id)) = writer.delivery.ready.front().copied() else { break };
             match step(fan_out, Some(egress), now, key, id, scratch) {
-                Stepped::Frame { is_batch, lent } => {
+                Stepped::Frame { bytes, is_batch, lent } => {
+                    fan_out.charge(key, bytes);
                     *budget -= 1;
                     counters.deliveries += u64::from(is_batch);
                     if writer.delivery.ready.len() > 1 {
@@ -257,20 +256,23 @@ impl Core {
             let Some((key, id)) = session.datagrams.front().copied() else { break };
             scratch.clear();
             match step(fan_out, None, now, key, id, scratch) {
-                Stepped::Frame { is_batch, .. } => {
+                Stepped::Frame { bytes, is_batch, .. } => {
                     *budget -= 1;
+                    // Datagrams use no credit: neither side could know what was lost on the way, and what was charged
+                    // for it would never come back.
                     match links.datagram_send(conn, scratch) {
                         Ok(()) => counters.deliveries += u64::from(is_batch),
                         Err(LinkError::TooLarge) => {
                             let mode = fan_out.get(key).map(|sub| sub.mode);
                             if mode == Some(DeliveryMode::DatagramOrGap) {
-                                fan_out.refund(key, scratch.len() - DELIVER_PREFIX_BYTES);
                                 as_gap(scratch);
                                 let _ = links.datagram_send(conn, scratch);
                             } else if let Some(stream) = session.shared
                                 && let Some(delivery) = session.delivery.iter_mut().find(|it| it.stream == stream)
                             {
-                                spill(delivery, scratch, counters);
+                                if spill(delivery, scratch, counters) {
+                                    fan_out.charge(key, bytes);
+                                }
                                 if !delivery.queued && !delivery.blocked {
                                     delivery.queued = true;
                                     delivery_queue.push_back((conn, stream));
@@ -304,13 +306,16 @@ impl Core {
 /// Unsent bytes of the shared stream beyond which a large record of an at-most-once subscription is dropped.
 const SPILL_BYTES_MAX: usize = 1 << 20;
 
-fn spill(delivery: &mut DeliveryStream, frame: &[u8], counters: &mut crate::admission::CoreCounters) {
-    if delivery.out.waiting() + frame.len() <= SPILL_BYTES_MAX {
+/// Puts a frame on the shared stream; false: it was dropped.
+fn spill(delivery: &mut DeliveryStream, frame: &[u8], counters: &mut crate::admission::CoreCounters) -> bool {
+    let has_room = delivery.out.waiting() + frame.len() <= SPILL_BYTES_MAX;
+    if has_room {
         delivery.out.keep(frame);
         counters.deliveries += 1;
     } else {
         counters.datagrams_dropped += 1;
     }
+    has_room
 }
 
 /// Turns the Deliver frame in `frame` into a gap notice of the same number and range.

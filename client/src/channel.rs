@@ -9,9 +9,9 @@
 //! ```
 //!
 //! **Invariants**: a batch that may be in the log keeps its bytes and its sequence; it is only sent again as it was.
-//! Bytes change only for a batch that is certainly not in the log: refused, or above the sequence that the broker
-//! expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is numbered anew
-//! from what the log holds, and so keeps its order.
+//! Bytes change only for a batch that is certainly not in the log: refused when first sent, or above the sequence that
+//! the broker expects next. After a refusal nothing is sent until every batch in flight is answered; then the rest is
+//! numbered anew from what the log holds, and so keeps its order.
 //!
 //! **Never**: resending a batch without a producer once it may have arrived: its outcome is unknown.
 //!
@@ -116,9 +116,9 @@ impl Channel {
         self.idempotent && self.producer.is_none()
     }
 
-    /// Whether batches wait for an answer or to be sent again.
+    /// Whether no batch waits for its outcome; places may be left.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.iter().all(|it| it.abandoned)
     }
 
     /// Connection and stream of an open channel.
@@ -140,7 +140,14 @@ impl Channel {
         [phase, batch].into_iter().flatten().min()
     }
 
-    /// The stream is open.
+    /// It is asked for. What the stream before it was to be left for is done.
+    pub(crate) fn opening(&mut self, conn: ConnKey, stream: u64) {
+        self.phase = Phase::Opening { conn, stream };
+        self.paused = None;
+        self.reopen = false;
+    }
+
+    /// The stream is open. A connection that began to go away meanwhile is left at once.
     pub(crate) fn on_opened(&mut self, opened: &ChannelOpened, tally: &mut Tally) -> Result<(), Violation> {
         let Phase::Opening { conn, stream } = self.phase else { return Ok(()) };
         let next = opened.next_sequence.0;
@@ -168,8 +175,6 @@ impl Channel {
         self.log = Some(log);
         self.expected = next;
         self.renumber(next);
-        self.paused = None;
-        self.reopen = false;
         self.phase = Phase::Open { conn, stream };
         Ok(())
     }
@@ -321,7 +326,7 @@ impl Channel {
         Ok(())
     }
 
-    /// A batch was refused: it is not in the log.
+    /// A batch was refused: it is not in the log, unless the disk failed or it was there before it was sent again.
     pub(crate) fn on_refused(
         &mut self,
         now: Time,
@@ -336,6 +341,8 @@ impl Channel {
         let at = self.queue.iter().position(|it| it.sent && it.base == base_sequence);
         let Some(at) = at else { return Err(Violation::UnknownBatch { base_sequence }) };
         self.in_flight -= 1;
+        // The broker's number was behind it when it was sent again: whatever is wrong with the resend, it is there.
+        let in_log = self.idempotent && self.queue[at].end() <= self.expected;
         let again = match refused.code {
             ErrorCode::SequenceGap if self.idempotent => {
                 // A hole we know of closes when the rest is numbered anew; any other needs the broker's number.
@@ -350,6 +357,14 @@ impl Channel {
                 self.reopen = true;
                 self.burn();
                 true
+            }
+            ErrorCode::DuplicateMismatch if self.idempotent => {
+                // Its number and ours differ; if not because it forgot, somebody else counts under our producer.
+                self.reopen = true;
+                if !in_log {
+                    self.burn();
+                }
+                false
             }
             code => match code.class() {
                 Class::Retry => true,
@@ -372,11 +387,18 @@ impl Channel {
         if again && !self.queue[at].abandoned {
             let batch = &mut self.queue[at];
             batch.sent = false;
-            batch.maybe = false;
+            batch.maybe = in_log;
             batch.refusal = Some((refused.code, refused.detail.clone()));
+        } else if self.idempotent && refused.code == ErrorCode::StorageFailed {
+            // A restart may find it in the log after all: its place stays until the broker's next sequence tells.
+            let batch = &mut self.queue[at];
+            batch.abandon(tally, &PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed });
+            batch.sent = false;
+            self.reopen = true;
         } else if let Some(batch) = self.queue.remove(at) {
             let error = match refused.code {
                 ErrorCode::StorageFailed => PublishError::UnknownOutcome { reason: UnknownReason::StorageFailed },
+                _ if in_log => PublishError::UnknownOutcome { reason: UnknownReason::ProducerForgotten },
                 code => PublishError::Rejected { code, detail: refused.detail.clone() },
             };
             batch.fail(tally, &error);
@@ -419,10 +441,12 @@ impl Channel {
             Class::Redirect => Ok(After { reroute: true, forget_stream: code == ErrorCode::StreamGone }),
             Class::Reject => {
                 let error = PublishError::Rejected { code, detail: detail.to_string() };
-                self.fail_unanswered(UnknownReason::ConnectionLost, tally);
-                for batch in self.queue.drain(..) {
-                    batch.fail(tally, &error);
+                let unknown = PublishError::UnknownOutcome { reason: UnknownReason::ConnectionLost };
+                for batch in &mut self.queue {
+                    batch.abandon(tally, if batch.maybe { &unknown } else { &error });
                 }
+                // What may be in the log keeps its place: a shard that is served again may have it.
+                self.queue.retain(|it| it.maybe);
                 Err(error)
             }
         }

@@ -126,7 +126,7 @@ impl ClientConfig {
     }
 
     /// Bytes of deliveries a subscriber holds unread; each shard gets a share, at least two frames of the largest size
-    /// (2 MiB). Default 16 MiB.
+    /// (2 MiB). Datagrams for which it has no room are dropped and told as a gap. Default 16 MiB.
     pub fn receive_buffer_bytes(mut self, bytes: usize) -> ClientConfig {
         self.receive_buffer_bytes = bytes.max(FRAME_BYTES_MAX);
         self

@@ -27,7 +27,7 @@ use crate::error::{RequestError, SubscribeError};
 use crate::item::Item;
 use crate::random::Jitter;
 use crate::session::{Answer, Identity, Output};
-use connections::{Conn, Slot};
+use connections::{Conn, STREAM_LIMIT_NS, Slot};
 pub use connections::{Lost, SteerTo};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Route, Welcome};
@@ -243,6 +243,8 @@ impl Engine {
         if let Some(conn) = self.conns.get_mut(&conn) {
             conn.session.on_stream_limit(stream);
             conn.limited = true;
+            // Nothing tells when it is lifted.
+            self.arm(self.now.time.after_ns(STREAM_LIMIT_NS));
         }
     }
 

@@ -73,7 +73,14 @@ enum Expected {
     Producer,
     Admin,
     Stats,
-    Subscribed,
+}
+
+/// A subscription that was asked for and did not end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Subscription {
+    confirmed: bool,
+    /// QUIC stream of its last delivery.
+    stream: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -92,9 +99,9 @@ pub struct Session {
     /// Channels that we ended and the broker did not yet.
     ending: HashSet<u64>,
     deliveries: HashMap<u64, FrameReader>,
+    /// Without Subscribe: its answer may never come, if it is taken back before.
     requests: HashMap<u32, Expected>,
-    /// With the QUIC stream of their last delivery.
-    subscriptions: HashMap<u32, Option<u64>>,
+    subscriptions: HashMap<u32, Subscription>,
     next_request: u32,
     next_stream: u64,
     unfinished_bytes: usize,
@@ -172,7 +179,7 @@ impl Session {
             // What this stream carried is lost: its subscriptions must start again where they are.
             self.unfinished_bytes -= reader.held();
             let mut lost: Vec<u32> =
-                self.subscriptions.iter().filter(|(_, at)| **at == Some(stream)).map(|(id, _)| *id).collect();
+                self.subscriptions.iter().filter(|(_, it)| it.stream == Some(stream)).map(|(id, _)| *id).collect();
             lost.sort_unstable();
             for subscription in lost {
                 self.unsubscribe(subscription);
@@ -215,7 +222,7 @@ impl Session {
         self.state == State::Ready
     }
 
-    /// Requests without an answer.
+    /// Requests without an answer, of those that the broker counts against requests_max.
     pub fn open_requests(&self) -> usize {
         self.requests.len()
     }
@@ -240,10 +247,12 @@ impl Session {
             Frame::GetStats { .. } => Expected::Stats,
             _ => return None,
         };
-        self.ask(frame, expected)
+        let id = self.ask(frame)?;
+        self.requests.insert(id, expected);
+        Some(id)
     }
 
-    fn ask(&mut self, frame: &Frame<'_>, expected: Expected) -> Option<u32> {
+    fn ask(&mut self, frame: &Frame<'_>) -> Option<u32> {
         if self.state != State::Ready {
             return None;
         }
@@ -256,7 +265,6 @@ impl Session {
                 return None;
             }
         };
-        self.requests.insert(id, expected);
         self.send_control(id, frame);
         Some(id)
     }
@@ -303,8 +311,8 @@ impl Session {
 
     /// Starts a subscription; its id. None if not ready.
     pub fn subscribe(&mut self, subscribe: &Subscribe) -> Option<u32> {
-        let id = self.ask(&Frame::Subscribe(subscribe.clone()), Expected::Subscribed)?;
-        self.subscriptions.insert(id, None);
+        let id = self.ask(&Frame::Subscribe(subscribe.clone()))?;
+        self.subscriptions.insert(id, Subscription::default());
         Some(id)
     }
 

@@ -3,12 +3,14 @@
 //! ```text
 //!   Idle --Subscribe--> Starting --Subscribed--> Live --lost, closed--> Waiting --> Idle ... --refused--> Ended
 //!
-//!   credit:  granted = window + consumed - received before this start;   received may pass it by one frame
+//!   credit:  granted = window + consumed - received before this start or as a datagram;   what comes on streams may
+//!            pass it by one frame
 //! ```
 //!
 //! **Invariants**: on a reliable stream delivery numbers have no hole and covered ranges touch; what was handed out ends
 //! at `next`, and a new start asks for exactly that. As datagrams a hole is told as a gap, and a late one is dropped.
-//! Bytes held for the reader stay below the window and one frame.
+//! Bytes held for the reader stay below the window and one frame; as datagrams, which nobody pays for, those that find
+//! the window full are dropped.
 //!
 //! **Never**: a batch of another stream, shard, lineage or kind.
 //!
@@ -79,9 +81,9 @@ pub(crate) struct Subscription {
     rewind: Rewind,
     source: Option<(StreamId, ShardId)>,
     number: u64,
-    /// Bytes received in all, and before this start.
+    /// Bytes received in all, and those that credit does not count: before this start, or as datagrams.
     received: u64,
-    received_before: u64,
+    uncounted: u64,
     consumed: u64,
     granted: u64,
     /// Deliveries that came before `Subscribed`.
@@ -112,7 +114,7 @@ impl Subscription {
             source: None,
             number: 0,
             received: 0,
-            received_before: 0,
+            uncounted: 0,
             consumed: 0,
             granted: 0,
             early: Vec::new(),
@@ -137,13 +139,13 @@ impl Subscription {
     }
 
     fn credit_now(&self) -> u64 {
-        (self.window + self.consumed).saturating_sub(self.received_before)
+        (self.window + self.consumed).saturating_sub(self.uncounted)
     }
 
     /// The frame that starts it (again).
     pub(crate) fn subscribe(&mut self) -> Subscribe {
         self.number = 0;
-        self.received_before = self.received;
+        self.uncounted = self.received;
         self.early.clear();
         self.granted = self.credit_now();
         Subscribe {
@@ -206,8 +208,17 @@ impl Subscription {
 
     /// A delivery came.
     pub(crate) fn on_delivered(&mut self, delivered: Delivered, out: &mut Vec<Priced>) -> Result<(), Violation> {
-        self.received += delivered.frame_bytes as u64;
-        let received = self.received - self.received_before;
+        let bytes = delivered.frame_bytes as u64;
+        self.received += bytes;
+        if delivered.datagram {
+            self.uncounted += bytes;
+            if self.received - self.consumed > self.window {
+                // The reader is too slow; the next one that comes through shows the hole.
+                self.consumed += bytes;
+                return Ok(());
+            }
+        }
+        let received = self.received - self.uncounted;
         if received > self.granted + FRAME_BYTES_MAX as u64 {
             return Err(Violation::CreditExceeded { granted: self.granted, received });
         }
@@ -218,7 +229,7 @@ impl Subscription {
             }
             Phase::Live { .. } => self.take(delivered, out),
             _ => {
-                self.consumed += delivered.frame_bytes as u64;
+                self.consumed += bytes;
                 Ok(())
             }
         }

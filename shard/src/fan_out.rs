@@ -396,17 +396,10 @@ impl FanOut {
         }
     }
 
-    /// A frame of this size went out for a subscription.
+    /// A frame of this size went out for a subscription over a stream.
     pub fn charge(&mut self, key: SubKey, frame_bytes: usize) {
         if let Some(sub) = self.get_mut(key) {
             sub.charge(frame_bytes);
-        }
-    }
-
-    /// Bytes of a frame that did not go out after all: what was sent in its place is smaller.
-    pub fn refund(&mut self, key: SubKey, bytes: usize) {
-        if let Some(sub) = self.get_mut(key) {
-            sub.refund(bytes);
         }
     }
 

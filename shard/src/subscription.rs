@@ -122,7 +122,7 @@ impl Subscription {
         }
     }
 
-    /// Bytes of frames it was sent.
+    /// Bytes of frames it was sent over streams.
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
     }
@@ -167,10 +167,6 @@ impl Subscription {
     /// A frame of this size was given to the transport.
     pub(crate) fn charge(&mut self, frame_bytes: usize) {
         self.sent_bytes += frame_bytes as u64;
-    }
-
-    pub(crate) fn refund(&mut self, bytes: usize) {
-        self.sent_bytes -= bytes as u64;
     }
 
     /// Tells everything up to `to`: number and range of the delivery.

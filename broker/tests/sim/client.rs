@@ -6,6 +6,7 @@ use crate::plan::{MS, US};
 use crate::publisher::Publisher;
 use crate::sim::{Ev, Sim};
 use crate::subscriber::{State, Sub};
+use crate::view::Via;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Frame, Hello};
 use felix_protocol::frame_stream::FrameStream;
@@ -292,7 +293,7 @@ impl Client {
                     self.pubs[at].on_frame(ctx, conn, frame);
                 }
             }
-            _ => self.on_delivery(ctx, conn, envelope.request_id, frame, bytes),
+            _ => self.on_delivery(ctx, conn, envelope.request_id, frame, (bytes, Via::Stream)),
         }
     }
 
@@ -305,14 +306,14 @@ impl Client {
         }
         for frame in ctx.sim.faults.on_broker_frame(conn, bytes, &mut ctx.sim.rng) {
             if let Ok((envelope, frame @ Frame::Deliver(_))) = Frame::decode(&frame) {
-                self.on_delivery(ctx, conn, envelope.request_id, frame, bytes);
+                self.on_delivery(ctx, conn, envelope.request_id, frame, (bytes, Via::Datagram));
             } else {
                 ctx.model.fail(|| format!("client {}: a datagram that is no delivery", self.id));
             }
         }
     }
 
-    fn on_delivery(&mut self, ctx: &mut Ctx<'_>, conn: usize, id: u32, frame: Frame<'_>, bytes: &[u8]) {
+    fn on_delivery(&mut self, ctx: &mut Ctx<'_>, conn: usize, id: u32, frame: Frame<'_>, bytes: (&[u8], Via)) {
         let Some(at) = self.subs.iter().position(|it| it.id == id && it.state != State::Idle) else {
             // Datagrams may come after the end of their subscription; nothing else may.
             let late = matches!(frame, Frame::Deliver(_)) && self.subs.iter().any(|it| !it.is_reliable());

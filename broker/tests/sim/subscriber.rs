@@ -3,7 +3,7 @@
 use crate::client::{Ctx, send};
 use crate::model::FILTERS;
 use crate::plan::{Kind, MS};
-use crate::view::View;
+use crate::view::{Via, View};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{
     Deliver, Delivery, DeliveryMode, Frame, SlowPolicy, Start, Subscribe, Subscribed, SubscriptionClosed,
@@ -39,7 +39,7 @@ pub struct Sub {
     asked: Start,
     pub view: Option<usize>,
     /// Frames that came before Subscribed.
-    early: Vec<Vec<u8>>,
+    early: Vec<(Vec<u8>, Via)>,
     granted: u64,
     waited: bool,
 }
@@ -224,31 +224,31 @@ impl Sub {
         view.round_trip = 2 * ctx.sim.conns[conn].net.delay;
         self.view = Some(ctx.model.views.len());
         ctx.model.views.push(view);
-        for frame in std::mem::take(&mut self.early) {
+        for (frame, via) in std::mem::take(&mut self.early) {
             if let Ok((_, frame)) = Frame::decode(&frame) {
-                self.on_frame(ctx, conn, frame, &[]);
+                self.on_frame(ctx, conn, frame, (&[], via));
             }
         }
         self.grant(ctx, conn);
     }
 
     /// A Deliver or SubscriptionClosed.
-    pub fn on_frame(&mut self, ctx: &mut Ctx<'_>, conn: usize, frame: Frame<'_>, bytes: &[u8]) {
+    pub fn on_frame(&mut self, ctx: &mut Ctx<'_>, conn: usize, frame: Frame<'_>, (bytes, via): (&[u8], Via)) {
         match (frame, self.view) {
-            (Frame::Deliver(_), None) => self.early.push(bytes.to_vec()),
-            (Frame::SubscriptionClosed(it), None) if it.next.lineage.0 != 0 => self.early.push(bytes.to_vec()),
+            (Frame::Deliver(_), None) => self.early.push((bytes.to_vec(), via)),
+            (Frame::SubscriptionClosed(it), None) if it.next.lineage.0 != 0 => self.early.push((bytes.to_vec(), via)),
             (Frame::SubscriptionClosed(it), _) => self.on_closed(ctx, &it),
             (Frame::Deliver(it), Some(view)) => {
-                self.on_deliver(ctx, view, &it);
+                self.on_deliver(ctx, view, &it, via);
                 self.grant(ctx, conn);
             }
             (other, _) => ctx.model.fail(|| format!("{}: {other:?} on a delivery stream", self.name)),
         }
     }
 
-    fn on_deliver(&mut self, ctx: &mut Ctx<'_>, view: usize, it: &Deliver<'_>) {
+    fn on_deliver(&mut self, ctx: &mut Ctx<'_>, view: usize, it: &Deliver<'_>, via: Via) {
         let now = ctx.sim.now;
-        let seen = ctx.model.deliver(view, it, now);
+        let seen = ctx.model.deliver(view, it, via, now);
         let cover = &mut ctx.sim.cover;
         match it.delivery {
             Delivery::Batch(_) => cover.deliveries += 1,

@@ -41,10 +41,18 @@ pub struct View {
     pub credit: Option<Vec<(u64, u64)>>,
     /// A grant sent at t can make a frame arrive at t plus this.
     pub round_trip: u64,
+    /// Bytes of deliveries over streams: what credit counts.
     pub bytes: u64,
     spans: BTreeMap<u64, Span>,
     next: u64,
     offsets: Vec<u64>,
+}
+
+/// How a frame came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    Stream,
+    Datagram,
 }
 
 /// What a delivery was, for the counts.
@@ -132,7 +140,7 @@ impl View {
 
 impl Model {
     /// A delivery came for a subscription.
-    pub fn deliver(&mut self, view: usize, it: &Deliver<'_>, now: u64) -> Seen {
+    pub fn deliver(&mut self, view: usize, it: &Deliver<'_>, via: Via, now: u64) -> Seen {
         let told = match it.delivery {
             Delivery::Batch(_) => Told::Batch,
             Delivery::Gap => Told::Gap,
@@ -149,9 +157,9 @@ impl Model {
             let due = now.saturating_sub(v.round_trip);
             grants.iter().rev().find(|(at, _)| *at <= due).map_or(0, |(_, total)| *total)
         });
-        // Datagrams overtake each other: what came is not what was sent before.
-        let within = !v.is_reliable() || granted.is_none_or(|granted| v.bytes < granted);
-        v.bytes += bytes as u64;
+        // Datagrams use no credit; what goes over a stream instead of one does.
+        let within = via == Via::Datagram || granted.is_none_or(|granted| v.bytes < granted);
+        v.bytes += if via == Via::Stream { bytes as u64 } else { 0 };
         let sent = v.bytes;
         let taken = v.take(it.number, span);
         let name = v.name.clone();

@@ -30,7 +30,7 @@ const PUBLISH_CONNECTIONS_MAX: usize = 4;
 /// Time a broker may leave between connection and Welcome.
 const GREETING_NS: u64 = 10_000_000_000;
 /// Wait before a stream limit is tried again.
-const STREAM_LIMIT_NS: u64 = 5_000_000;
+pub(super) const STREAM_LIMIT_NS: u64 = 5_000_000;
 
 /// A core to land on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -301,7 +301,6 @@ impl Engine {
             if conn.limited {
                 conn.limited = false;
                 conn.session.retry_blocked();
-                next = Time(next.0.min(now.after_ns(STREAM_LIMIT_NS).0));
             }
         }
         self.arm(next);

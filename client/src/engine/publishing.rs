@@ -44,6 +44,15 @@ enum Producer {
 struct Lane {
     channel: Channel,
     backoff: Backoff,
+    /// The broker would not open the channel: what waited then fails with this, and nothing that came later.
+    refusal: Option<(Time, PublishError)>,
+}
+
+impl Lane {
+    fn new(index: usize, options: &PublisherOptions) -> Lane {
+        let channel = Channel::new(ShardIndex(index as u32), options);
+        Lane { channel, backoff: Backoff::default(), refusal: None }
+    }
 }
 
 /// A publisher.
@@ -59,8 +68,8 @@ pub(super) struct PublisherState {
     sealer: Sealer,
     expiry_at: Time,
     closing: bool,
-    /// The broker will not take anything: waiting records fail with this.
-    refusal: Option<PublishError>,
+    /// The broker gave no producer: what waited then, in lanes that need one, fails with this.
+    refusal: Option<(Time, PublishError)>,
 }
 
 impl PublisherState {
@@ -88,14 +97,12 @@ impl Engine {
             ShardTarget::ByKey => route.shards.len(),
             ShardTarget::Shard(index) => route.shards.len().max(index as usize + 1),
         };
-        let lane =
-            |index| Lane { channel: Channel::new(ShardIndex(index as u32), &options), backoff: Backoff::default() };
         self.publishers.insert(
             id,
             PublisherState {
                 name: name.clone(),
                 stream: Some(route.stream),
-                lanes: (0..shards).map(lane).collect(),
+                lanes: (0..shards).map(|index| Lane::new(index, &options)).collect(),
                 producer: Producer::None,
                 tally: Tally::default(),
                 sealer: Sealer::new(options.compression),
@@ -136,7 +143,10 @@ impl Engine {
         };
         // One lane after the other: an intake of many shards is searched once, not per batch.
         let waiting: Vec<usize> = intake.waiting_lanes().collect();
+        let no_producer = publisher.refusal.take();
         for lane in waiting {
+            // First, so that what came after the refusal is not held for it.
+            fail_refused(&mut publisher, lane, no_producer.as_ref(), intake);
             self.pump_lane(id, &mut publisher, lane, Some(intake));
         }
         self.expire_waiting(&mut publisher, intake);
@@ -157,21 +167,14 @@ impl Engine {
     fn expire_waiting(&mut self, publisher: &mut PublisherState, intake: &mut Intake) {
         let now = self.now.time;
         let deadline_ns = publisher.options.deadline.as_nanos().min(u128::from(u64::MAX)) as u64;
-        if intake.has_waiting() && (now >= publisher.expiry_at || publisher.refusal.is_some()) {
+        if intake.has_waiting()
+            && now >= publisher.expiry_at
+            && let Some(limit) = now.0.checked_sub(deadline_ns).map(Time)
+        {
             publisher.expiry_at = now.after_ns(EXPIRY_STEP_NS);
-            let refusal = publisher.refusal.take();
-            let limit = match (&refusal, now.0.checked_sub(deadline_ns)) {
-                (Some(_), _) => now,
-                (None, Some(limit)) => Time(limit),
-                (None, None) => {
-                    self.arm_oldest(intake, deadline_ns);
-                    return;
-                }
-            };
-            let error = refusal.unwrap_or(PublishError::Expired);
             for lane in intake.waiting_lanes().collect::<Vec<_>>() {
                 while let Some(pending) = intake.take_older(lane, limit) {
-                    fail(&mut publisher.tally, pending, &error);
+                    fail(&mut publisher.tally, pending, &PublishError::Expired);
                 }
             }
         }
@@ -213,8 +216,7 @@ impl Engine {
     ) {
         let now = self.now.time;
         while publisher.lanes.len() <= index {
-            let channel = Channel::new(ShardIndex(publisher.lanes.len() as u32), &publisher.options);
-            publisher.lanes.push(Lane { channel, backoff: Backoff::default() });
+            publisher.lanes.push(Lane::new(publisher.lanes.len(), &publisher.options));
         }
         let deadline_ns = publisher.options.deadline.as_nanos().min(u128::from(u64::MAX)) as u64;
         loop {
@@ -316,7 +318,7 @@ impl Engine {
         });
         let Some(stream) = opened else { return false };
         conn.channels.insert(stream, (id, index));
-        channel.phase = Phase::Opening { conn: key, stream };
+        channel.opening(key, stream);
         true
     }
 
@@ -398,15 +400,16 @@ impl Engine {
             // Reset without a word: like a connection loss.
             None => (ErrorCode::Internal, "", 0),
         };
-        match lane.channel.on_failed(code, detail, tally) {
+        let result = lane.channel.on_failed(code, detail, tally);
+        let wait = lane.backoff.failed(&mut self.jitter).max(u64::from(retry_ms) * 1_000_000);
+        let until = self.now.time.after_ns(wait);
+        lane.channel.phase = Phase::Waiting(until);
+        match result {
             Ok(after) => {
-                let wait = lane.backoff.failed(&mut self.jitter).max(u64::from(retry_ms) * 1_000_000);
-                let until = self.now.time.after_ns(wait);
-                lane.channel.phase = Phase::Waiting(until);
                 self.arm(until);
                 self.after(id, after);
             }
-            Err(refusal) => publisher.refusal = Some(refusal),
+            Err(refusal) => lane.refusal = Some((self.now.time, refusal)),
         }
     }
 
@@ -436,7 +439,8 @@ impl Engine {
         publisher.producer = match answer {
             Ok((producer, epoch)) => Producer::Have(producer, epoch),
             Err(refusal) => {
-                publisher.refusal = refusal.map(|(code, detail)| PublishError::Rejected { code, detail });
+                let error = refusal.map(|(code, detail)| PublishError::Rejected { code, detail });
+                publisher.refusal = error.map(|it| (self.now.time, it));
                 Producer::NotBefore(retry_at)
             }
         };
@@ -479,6 +483,23 @@ impl Engine {
             }
         }
         intake.settle(&mut publisher.tally);
+    }
+}
+
+/// Fails what waited in a lane when the broker refused its channel, or the producer it needs.
+fn fail_refused(
+    publisher: &mut PublisherState,
+    index: usize,
+    no_producer: Option<&(Time, PublishError)>,
+    intake: &mut Intake,
+) {
+    let PublisherState { lanes, tally, .. } = publisher;
+    let Some(lane) = lanes.get_mut(index) else { return };
+    let no_producer = no_producer.filter(|_| lane.channel.needs_producer());
+    for (at, error) in lane.refusal.take().iter().chain(no_producer) {
+        while let Some(pending) = intake.take_older(index, *at) {
+            fail(tally, pending, error);
+        }
     }
 }
 

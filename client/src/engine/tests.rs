@@ -2,8 +2,10 @@
 //!
 //! **See**: `kit.rs` for the words these tests are written in.
 
+mod doubt;
 mod hostile;
 mod kit;
 mod publishing;
+mod refusals;
 mod requests;
 mod subscribing;

@@ -133,29 +133,34 @@ impl Session {
             Frame::AdminReply(reply) => self.answer(id, Expected::Admin, Answer::Admin(reply)),
             Frame::Stats(stats) => self.answer(id, Expected::Stats, Answer::Stats(stats)),
             Frame::Subscribed(subscribed) => {
-                self.take_request(id, Some(Expected::Subscribed))?;
-                if self.subscriptions.contains_key(&id) {
-                    self.events.push_back(SessionEvent::Subscribed { subscription: id, subscribed });
+                // Not known: it was given up meanwhile, or its end came first, on another stream.
+                let may_have_ended = self.was_used(id) && !self.requests.contains_key(&id);
+                match self.subscriptions.get_mut(&id) {
+                    Some(it) if !it.confirmed => {
+                        it.confirmed = true;
+                        self.events.push_back(SessionEvent::Subscribed { subscription: id, subscribed });
+                        Ok(())
+                    }
+                    None if may_have_ended => Ok(()),
+                    _ => Err(Violation::WrongReply { request_id: id }),
                 }
-                Ok(())
             }
             Frame::Error(error) if id == 0 => {
                 self.end(End::Refused(error), ErrorCode::NoError);
                 Ok(())
             }
+            Frame::Error(error) if self.subscriptions.get(&id).is_some_and(|it| !it.confirmed) => {
+                self.subscriptions.remove(&id);
+                self.events.push_back(SessionEvent::SubscribeRefused { subscription: id, error });
+                Ok(())
+            }
             Frame::Error(error) => match self.take_request(id, None) {
-                Ok(Expected::Subscribed) => {
-                    if self.subscriptions.remove(&id).is_some() {
-                        self.events.push_back(SessionEvent::SubscribeRefused { subscription: id, error });
-                    }
-                    Ok(())
-                }
                 Ok(_) => {
                     self.events.push_back(SessionEvent::Answered { request: id, result: Err(error) });
                     Ok(())
                 }
                 // A refused Credit or Unsubscribe of a subscription that ended meanwhile.
-                Err(_) if id < self.next_request => Ok(()),
+                Err(_) if self.was_used(id) => Ok(()),
                 Err(violation) => Err(violation),
             },
             Frame::SubscriptionClosed(closed) => self.on_subscription_closed(id, closed),
@@ -169,6 +174,10 @@ impl Session {
             }
             _ => Err(Violation::UnexpectedFrame(frame_type)),
         }
+    }
+
+    fn was_used(&self, id: u32) -> bool {
+        id != 0 && id < self.next_request
     }
 
     fn take_request(&mut self, id: u32, expected: Option<Expected>) -> Result<Expected, Violation> {
@@ -205,12 +214,11 @@ impl Session {
     }
 
     fn on_subscription_closed(&mut self, id: u32, closed: SubscriptionClosed) -> Result<(), Violation> {
-        if id == 0 || id >= self.next_request {
+        if !self.was_used(id) {
             return Err(Violation::UnknownSubscription { subscription: id });
         }
+        // It may end before it was confirmed.
         if self.subscriptions.remove(&id).is_some() {
-            // It may end before it was confirmed.
-            self.requests.remove(&id);
             self.events.push_back(SessionEvent::SubscriptionClosed { subscription: id, closed });
         }
         Ok(())
@@ -223,16 +231,15 @@ impl Session {
         parts: Parts,
         stream: Option<u64>,
     ) -> Result<(), Violation> {
-        let Some(at) = self.subscriptions.get_mut(&id) else {
+        let Some(subscription) = self.subscriptions.get_mut(&id) else {
             // One that ended a moment ago still has deliveries on the way; one that never was has not.
-            return match id {
-                0 => Err(Violation::UnknownSubscription { subscription: id }),
-                id if id >= self.next_request => Err(Violation::UnknownSubscription { subscription: id }),
-                _ => Ok(()),
+            return match self.was_used(id) {
+                true => Ok(()),
+                false => Err(Violation::UnknownSubscription { subscription: id }),
             };
         };
         if stream.is_some() {
-            *at = stream;
+            subscription.stream = stream;
         }
         let datagram = stream.is_none();
         let frame_bytes = bytes.as_slice().len();

@@ -355,9 +355,12 @@ impl Pub {
 
     /// Takes a record and lets the driver run.
     pub fn send(&mut self, world: &mut World, value: &str) -> AckFuture {
+        self.send_record(world, &RecordToPublish { value: value.as_bytes(), ..Default::default() })
+    }
+
+    pub fn send_record(&mut self, world: &mut World, record: &RecordToPublish<'_>) -> AckFuture {
         let cell = Arc::new(AckCell::default());
-        let record = RecordToPublish { value: value.as_bytes(), ..Default::default() };
-        self.intake.push_with(Time(world.now), &record, Some(cell.clone())).unwrap();
+        self.intake.push_with(Time(world.now), record, Some(cell.clone())).unwrap();
         self.pump(world);
         AckFuture { cell }
     }

@@ -288,6 +288,7 @@ fn a_stream_that_is_not_there_rejects_what_waits() {
     assert!(matches!(first.try_get(), Some(Err(PublishError::Rejected { code: ErrorCode::NotFound, .. }))));
     // It is tried again for what comes later.
     let second = publisher.send(&mut world, "b");
+    publisher.pass(&mut world, 20 * MS);
     publisher.open(&mut world, 0, 1);
     assert_eq!(world.take().values(), ["b"]);
     assert!(second.try_get().is_none());
@@ -371,6 +372,43 @@ fn goaway_finishes_what_is_in_flight_and_moves() {
     world.engine.on_stream_bytes(now, conn, 4, &[], true);
     world.run();
     assert_eq!(world.closes, [(conn, ErrorCode::NoError)]);
+}
+
+#[test]
+fn goaway_while_a_channel_opens_moves_it_too() {
+    let (mut world, conn) = World::ready(1);
+    let mut publisher = Pub::new(&mut world, 1, PublisherOptions { idempotent: false, ..options() });
+    let first = publisher.send(&mut world, "a");
+    let open = world.take();
+    let goaway = Goaway { code: ErrorCode::Draining, drain_ms: 1_000, detail: "bye".into() };
+    world.say(conn, CONTROL_STREAM, 0, &Frame::Goaway(goaway));
+    world.say(conn, open.stream, 0, &opened(0, 1));
+    publisher.pump(&mut world);
+    world.nothing();
+    let new = world.accept(0);
+    let (other, stream) = publisher.open(&mut world, 0, 1);
+    assert_eq!(other, new);
+    assert_eq!(world.take().values(), ["a"]);
+    world.say(new, stream, 0, &ack(1, &[0]));
+    assert_eq!(offset(&first), 0);
+}
+
+#[test]
+fn a_channel_that_met_the_stream_limit_is_tried_again_without_an_event() {
+    let (mut world, conn) = World::ready(1);
+    publish_until_settled(&mut world);
+    let before = world.engine.next_deadline().map_or(u64::MAX, |it| it.0);
+    assert!(before > world.now + SECOND, "nothing is due");
+    world.engine.on_stream_limit(conn, 4);
+    assert!(world.engine.next_deadline().is_some_and(|it| it.0 <= world.now + 5 * MS));
+}
+
+/// A channel that opens, on a client that has nothing else to do.
+fn publish_until_settled(world: &mut World) {
+    let mut publisher = Pub::new(world, 1, PublisherOptions { idempotent: false, ..options() });
+    let _future = publisher.send(world, "a");
+    world.take();
+    world.run();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::kit::*;
 use crate::config::{OnReset, SubscribeOptions};
-use crate::engine::{ConnKey, Event, Lost, SubscriberId};
+use crate::engine::{Ask, ConnKey, Event, Lost, SubscriberId};
 use crate::error::SubscribeError;
 use crate::item::Item;
 use crate::session::CONTROL_STREAM;
@@ -10,7 +10,7 @@ use felix_protocol::batch_builder::RecordToPublish;
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Delivery, DeliveryMode, Frame, Start, Subscribe, SubscriptionClosed};
 use felix_protocol::position::{Lineage, Offset, Position};
-use felix_protocol::time::Timestamp;
+use felix_protocol::time::{Time, Timestamp};
 
 const UNI: u64 = 3;
 
@@ -252,12 +252,78 @@ fn lost_datagrams_are_gaps_and_late_ones_are_dropped() {
     }
     let got = world.take();
     let Frame::Credit { total_bytes } = got.frame() else { panic!("{:?}", got.frame()) };
-    assert!(total_bytes > (4 << 20) + dropped, "{total_bytes}");
+    let unread = 1_000;
+    assert!(total_bytes > (4 << 20) + dropped - unread, "{total_bytes}");
     assert_eq!(items(&mut world), ["gap 14..16", "progress 17"]);
     // Nobody asked for datagrams: one of them is a violation.
     let (mut world, _, conn, wire) = live(&SubscribeOptions::default());
     world.say_datagram(conn, wire, &deliver(0, 10, 11, Delivery::Batch(&a)));
     assert_eq!(world.closes.len(), 1);
+}
+
+#[test]
+fn datagrams_use_no_credit_lost_or_not() {
+    let options = SubscribeOptions { mode: DeliveryMode::DatagramOrStream, ..Default::default() };
+    let (mut world, id, conn, wire) = live(&options);
+    let window = 4u64 << 20;
+    let value = "x".repeat(1_000);
+    for n in (0..12_000u64).step_by(2) {
+        let bytes = batch(10 + n, 1, &[&value]);
+        world.say_datagram(conn, wire, &deliver(n, 10 + n, 11 + n, Delivery::Batch(&bytes)));
+        world.engine.on_consumed(id, 0, bytes.len() as u64 + 44);
+    }
+    world.nothing();
+    assert_eq!(world.closes, [], "12 MB were sent without a credit");
+    // What goes over the stream is counted from 0.
+    let (value, mut sent, mut consumed, mut granted) = ("x".repeat(300_000), 0, 0, window);
+    for n in 12_000..12_100u64 {
+        assert!(sent < granted, "the broker may send nothing any more");
+        let bytes = batch(10 + n, 1, &[&value]);
+        world.say(conn, UNI, wire, &deliver(n, 10 + n, 11 + n, Delivery::Batch(&bytes)));
+        sent += bytes.len() as u64 + 44;
+        if n % 3 == 2 {
+            world.engine.on_consumed(id, 0, sent - consumed);
+            consumed = sent;
+        }
+        world.run();
+        while world.got_len() {
+            let got = world.take();
+            let Frame::Credit { total_bytes } = got.frame() else { panic!("{:?}", got.frame()) };
+            assert!(total_bytes > granted && total_bytes <= consumed + window, "{total_bytes}");
+            granted = total_bytes;
+        }
+    }
+    assert_eq!(world.closes, []);
+}
+
+#[test]
+fn datagrams_beyond_the_window_are_dropped_and_told_as_a_gap() {
+    for early in [false, true] {
+        let options = SubscribeOptions { mode: DeliveryMode::DatagramOrGap, ..Default::default() };
+        let (mut world, _) = World::ready(1);
+        let id = subscribe(&mut world, &options);
+        let (conn, wire, _) = asked(&mut world);
+        if !early {
+            world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+        }
+        let value = "x".repeat(1_000);
+        let cost = batch(10, 1, &[&value]).len() as u64 + 44;
+        for n in 0..12_000u64 {
+            let bytes = batch(10 + n, 1, &[&value]);
+            world.say_datagram(conn, wire, &deliver(n, 10 + n, 11 + n, Delivery::Batch(&bytes)));
+        }
+        if early {
+            world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+        }
+        let kept = (4u64 << 20) / cost;
+        assert_eq!(items(&mut world).len() as u64, kept);
+        world.engine.on_consumed(id, 0, kept * cost);
+        let bytes = batch(12_010, 1, &["last"]);
+        world.say_datagram(conn, wire, &deliver(12_000, 12_010, 12_011, Delivery::Batch(&bytes)));
+        assert_eq!(items(&mut world), [format!("gap {}..12010", 10 + kept), "12010=last".to_string()]);
+        assert_eq!(world.closes, []);
+        world.nothing();
+    }
 }
 
 #[test]
@@ -366,6 +432,66 @@ fn an_ended_subscription_may_still_have_deliveries_on_the_way() {
     // One that never was is a lie.
     world.say(conn, UNI, wire + 1, &deliver(0, 10, 11, Delivery::Batch(&bytes)));
     assert_eq!(world.closes.len(), 1);
+}
+
+/// What the broker says to an Unsubscribe before it answered Subscribe.
+fn never_began() -> Frame<'static> {
+    let closed = SubscriptionClosed { code: ErrorCode::NoError, next: position(0, 0), detail: String::new() };
+    Frame::SubscriptionClosed(closed)
+}
+
+#[test]
+fn subscriptions_given_up_before_they_began_leave_room_for_requests() {
+    let (mut world, _) = World::ready(1);
+    for confirmed in [false, true] {
+        for _ in 0..4 {
+            let id = subscribe(&mut world, &SubscribeOptions::default());
+            let (conn, wire, _) = asked(&mut world);
+            world.engine.close_subscriber(id);
+            world.run();
+            assert!(matches!(world.take().frame(), Frame::Unsubscribe));
+            if confirmed {
+                world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+            }
+            world.say(conn, UNI, wire, &never_began());
+        }
+    }
+    // Nor do those that are starting take a request's place: the broker does not count them either.
+    for _ in 0..4 {
+        subscribe(&mut world, &SubscribeOptions::default());
+        asked(&mut world);
+    }
+    world.engine.request(1, Ask::Stats(None), Time(world.now + SECOND));
+    world.run();
+    assert!(matches!(world.take().frame(), Frame::GetStats { .. }));
+    assert_eq!(world.closes, []);
+}
+
+#[test]
+fn an_end_may_overtake_its_beginning() {
+    let (mut world, _) = World::ready(1);
+    subscribe(&mut world, &SubscribeOptions::default());
+    let (conn, wire, _) = asked(&mut world);
+    let closed = SubscriptionClosed { code: ErrorCode::Overloaded, next: position(1, 10), detail: String::new() };
+    world.say(conn, UNI, wire, &Frame::SubscriptionClosed(closed));
+    world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+    assert_eq!(world.closes, []);
+    world.pass(SECOND);
+    let (_, again, _) = asked(&mut world);
+    world.say(conn, CONTROL_STREAM, again, &subscribed(10, 1));
+    assert_eq!(world.closes, []);
+    // Twice, for another request, or for none is a lie.
+    for lie in [again, again + 1] {
+        let (mut world, _) = World::ready(1);
+        subscribe(&mut world, &SubscribeOptions::default());
+        let (conn, wire, _) = asked(&mut world);
+        world.engine.request(1, Ask::Stats(None), Time(world.now + SECOND));
+        world.run();
+        world.take();
+        world.say(conn, CONTROL_STREAM, wire, &subscribed(10, 1));
+        world.say(conn, CONTROL_STREAM, lie - again + wire, &subscribed(10, 1));
+        assert_eq!(world.closes.len(), 1);
+    }
 }
 
 #[test]
