@@ -413,13 +413,15 @@ impl Compaction {
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let end = if matches!(self.stage, Stage::Map) { self.limit } else { self.group.to };
         match reader.poll(log, queue) {
-            ReadState::Waiting => return Ok(false),
+            // A range ends where a segment does, whose file is closed first: so this sees the reader exactly at the end. Later it
+            // may be past segments that are empty, and then the chain it knows is that of another place.
+            ReadState::Waiting if reader.position() < end => return Ok(false),
             ReadState::Failed(error) => return Err(CompactError::Read(error)),
             ReadState::AtEnd => {
                 self.at_end(queue)?;
                 return Ok(true);
             }
-            ReadState::Ready => {}
+            ReadState::Waiting | ReadState::Ready => {}
         }
         // Polling may have passed over the rest of the range, what compaction took out before.
         if reader.position() >= end {

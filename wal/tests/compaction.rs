@@ -242,3 +242,31 @@ fn a_crash_anywhere_leaves_a_whole_log() {
     }
     assert!(crashes > 50, "{crashes}");
 }
+
+/// One flush of a record per key, sealed at once.
+fn put(world: &mut World, log: &mut ShardLog, stamper: &mut Stamper, keys: &[&str]) {
+    stamper.time.0 += 1;
+    let batch = |key: &&str| stamper.batch(&[(Some(key.as_bytes().to_vec()), vec![1; 100], false)]);
+    let batches: Vec<_> = keys.iter().map(batch).collect();
+    world.flush(log, &batches).unwrap();
+    if log.roll(&mut world.queue).unwrap() {
+        world.finish(log).unwrap();
+    }
+}
+
+/// A reader passes over a segment that compaction emptied in silence: its chain is not that of the one before.
+#[test]
+fn a_segment_before_an_empty_one_keeps_its_chain() {
+    let one = CompactSettings { group_bytes_max: 1, ..SMALL };
+    let (mut world, mut stamper) = (World::new(MemDisk::new(6)), Stamper::default());
+    let mut log = world.create().unwrap();
+    for keys in [&["a", "b"][..], &["hot"], &["hot"]] {
+        put(&mut world, &mut log, &mut stamper, keys);
+    }
+    // The second segment is empty after the first pass; the second one rewrites the first.
+    assert_eq!(compact(&mut world, &mut log, 2_000, one, None).unwrap().dropped, 1);
+    put(&mut world, &mut log, &mut stamper, &["a"]);
+    assert_eq!(compact(&mut world, &mut log, 2_001, one, None).unwrap().dropped, 1);
+    let offsets: Vec<u64> = all(&mut world, &log).iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(offsets, [1, 3, 4]);
+}

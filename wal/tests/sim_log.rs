@@ -50,6 +50,8 @@ struct Sim {
     model: Model,
     chance: Chance,
     now: u64,
+    /// Few keys and segments of one flush: compaction leaves some with nothing in them.
+    hot: bool,
 }
 
 type Step = Result<(), String>;
@@ -80,7 +82,8 @@ impl Sim {
         let mut world = World::new(MemDisk::with_options(seed, options));
         let log = world.create().expect("nothing fails yet");
         world.twin = bug.map(|bug| Twin::new(bug, seed));
-        Sim { world, log, model: Model::default(), chance, now: 1_000_000 }
+        let hot = chance.coin();
+        Sim { world, log, model: Model::default(), chance, now: 1_000_000, hot }
     }
 
     fn tick(&mut self) -> Timestamp {
@@ -95,9 +98,11 @@ impl Sim {
             if self.chance.one_in_thousand(50) {
                 self.model.stamper.epoch.0 += 1;
             }
-            let records: Vec<Rec> = (0..1 + self.chance.below(4))
+            let (records_max, keys, keyless_in) = if self.hot { (1, 3, 40) } else { (4, 9, 8) };
+            let records: Vec<Rec> = (0..1 + self.chance.below(records_max))
                 .map(|_| {
-                    let key = (self.chance.below(8) > 0).then(|| format!("k{}", self.chance.below(9)).into_bytes());
+                    let has_key = self.chance.below(keyless_in) > 0;
+                    let key = has_key.then(|| format!("k{}", self.chance.below(keys)).into_bytes());
                     let tombstone = key.is_some() && self.chance.one_in_thousand(150);
                     let bytes = if tombstone { 0 } else { self.chance.below(2_500) as usize };
                     (key, vec![self.chance.bits() as u8; bytes], tombstone)
@@ -116,6 +121,8 @@ impl Sim {
             self.world.crash_in = Some(self.chance.below(12));
         }
         let result = match self.chance.below(14) {
+            0..=2 if self.hot => self.flush().and_then(|()| self.simple(|sim| sim.log.roll(&mut sim.world.queue))),
+            3..=4 if self.hot => self.compact(),
             0..=4 => self.flush(),
             5 => self.simple(|sim| sim.log.roll(&mut sim.world.queue)),
             6 => self.simple(|sim| sim.log.close_file(&mut sim.world.queue)),
@@ -213,7 +220,7 @@ impl Sim {
     }
 
     fn flush(&mut self) -> Step {
-        let count = 1 + self.chance.below(8);
+        let count = 1 + self.chance.below(if self.hot { 2 } else { 8 });
         self.append(count);
         let batches = self.unflushed();
         let take = 1 + self.chance.below(batches.len() as u64) as usize;
@@ -384,7 +391,7 @@ impl Sim {
         let settings = CompactSettings {
             map_bytes_max: 100 + self.chance.below(2_000) as usize,
             tombstone_grace_ns: self.chance.below(50_000),
-            group_bytes_max: 100_000,
+            group_bytes_max: if self.chance.coin() { 1 } else { 100_000 },
         };
         let limit = Offset(self.model.flushed_to);
         let Some(mut pass) = Compaction::new(READER, &self.log, limit, now, settings, READ) else { return Ok(()) };
