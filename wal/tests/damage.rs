@@ -7,7 +7,7 @@ use felix_protocol::ids::NodeId;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use felix_wal::check::{Consequence, What, check};
-use felix_wal::disk::FilePath;
+use felix_wal::disk::{Disk, DiskOp, FilePath};
 use felix_wal::dump::{Values, dump};
 use felix_wal::format::header::HeaderError;
 use felix_wal::log::{Ended, Health, ShardLog};
@@ -184,7 +184,6 @@ fn a_lost_meta_closes_the_shard_and_touches_nothing() {
     world.disk.cut(&meta, 0);
     assert!(matches!(world.open(1).unwrap(), Err(OpenError::MetaHeader(HeaderError::Truncated))));
     let before = world.disk.paths();
-    use felix_wal::disk::{Disk, DiskOp};
     world.disk.call(DiskOp::Remove { path: meta }).unwrap();
     let segments = before.iter().filter(|path| path.0.ends_with(".seg")).count();
     assert_eq!(world.open(1).unwrap().unwrap_err(), OpenError::NoMeta { segments });
@@ -303,4 +302,46 @@ fn a_dump_shows_what_is_there() {
     dump(&mut world.disk, &path, Values::Hex, &mut text).unwrap();
     assert!(text.contains("DAMAGED: chunk checksum"), "{text}");
     assert!(text.contains(&format!("value {}", "00".repeat(900))));
+}
+
+fn segment_file(base: Offset) -> FilePath {
+    FilePath(format!("shards/{:016x}/{:08x}-{:016x}.seg", SPEC.shard.0, SPEC.lineage.0, base.0))
+}
+
+/// What was acknowledged is flushed, and offsets are left out, behind a hole in front.
+#[test]
+fn a_log_without_its_first_segment_takes_what_was_acknowledged() {
+    let (mut world, log, mut stamper, all) = filled(10);
+    let second = log.segments()[1].base;
+    world.disk.call(DiskOp::Remove { path: segment_file(Offset(0)) }).unwrap();
+    world.disk.crash();
+    let (mut log, opened) = world.open(1).unwrap().unwrap();
+    let hole = OffsetRange { from: Offset(0), to: second };
+    assert_eq!(opened.damage.map(|damage| damage.range), Some(hole));
+    stamper.time = Timestamp(9_000);
+    let batch = stamper.batch(&[(None, vec![1], false)]);
+    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+    log.skip(Offset(stamper.next.0 + 10), &mut world.queue).unwrap();
+    assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+    for _ in 0..2 {
+        assert!(matches!(log.health(), Health::Damaged(range) if *range == hole), "{:?}", log.health());
+        let (read, position, _) = world.read(&log, ReadFrom::Offset(second)).unwrap();
+        assert_eq!((read.last(), position), (Some(&batch), stamper.next));
+        assert!(read[..read.len() - 1] == all[all.len() + 1 - read.len()..]);
+        log = world.open(2).unwrap().unwrap().0;
+    }
+    // And with the end damaged as well.
+    let batch = stamper_behind(&log).batch(&[(None, vec![2; 1_000], false)]);
+    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+    break_chunk(&mut world, log.meta().open.unwrap().base, 4_096);
+    let (mut log, opened) = world.open(3).unwrap().unwrap();
+    let end = records(&batch)[0].0;
+    assert_eq!(opened.damage.map(|damage| damage.range.from), Some(Offset(end)));
+    let batch = stamper_behind(&log).batch(&[(None, vec![3], false)]);
+    assert_eq!(world.flush(&mut log, &[batch]).unwrap().ended, Ended::Done);
+}
+
+fn stamper_behind(log: &ShardLog) -> Stamper {
+    let cursor = log.cursor();
+    Stamper { next: cursor.next, chain: cursor.chain, time: Timestamp(90_000), ..Default::default() }
 }
