@@ -246,12 +246,16 @@ impl ShardLog {
         matches!(&self.health, Health::Damaged(range) if range.to > open.base)
     }
 
-    /// A new segment would find a file of its name. Who may clean does that first, without a look at names.
-    fn is_stray_in_the_way(&self) -> bool {
-        match self.health {
-            Health::Well => self.open.is_none(),
-            _ => self.strays.contains(&self.segment_path(self.meta.flushed_to)),
-        }
+    /// Moves away what the meta does not count and what would be part of the log, or be met by a new segment, once the log is
+    /// longer: files of a flush that never counted, or behind a cut. A damaged log is not cleaned, but flushed.
+    fn make_way(&self, meta: &mut ShardMeta, steps: &mut VecDeque<Step>) {
+        let from = meta.void_from.take().map_or(meta.flushed_to, |from| from.min(meta.flushed_to));
+        let is_in_the_way = |path: &FilePath| match Name::parse(path) {
+            Some(Name::Segment(_, it) | Name::Index(_, it)) => it.lineage == meta.lineage && it.base_offset >= from,
+            _ => false,
+        };
+        let in_the_way = self.strays.iter().filter(|path| is_in_the_way(path));
+        steps.extend(in_the_way.map(|path| Step::Quarantine(path.clone())));
     }
 
     /// The meta to change for the next commit. What was to be moved away is, unless strays are left.
@@ -301,10 +305,14 @@ impl ShardLog {
         {
             return Err(JobError::Elsewhere { expected });
         }
-        if !self.strays.is_empty() && (self.meta.void_from.is_some() || self.is_stray_in_the_way()) {
+        // Who may clean does that first, without a look at names.
+        let needs_clean = self.health == Health::Well && (self.meta.void_from.is_some() || self.open.is_none());
+        if needs_clean && !self.strays.is_empty() {
             return Err(JobError::NotClean);
         }
         let mut meta = self.next_meta();
+        let mut steps = VecDeque::with_capacity(8);
+        self.make_way(&mut meta, &mut steps);
         for begun in builder.epochs() {
             if meta.epochs.last().is_none_or(|last| last.epoch < begun.epoch) {
                 meta.epochs.push(EpochStart { epoch: begun.epoch, start: begun.start });
@@ -316,7 +324,6 @@ impl ShardLog {
         change.apply(&mut meta);
         let time_first = builder.first_time().unwrap_or_default();
         let bytes = builder.bytes() as u64;
-        let mut steps = VecDeque::with_capacity(8);
         let mut segments = SegmentsChange::None;
         let mut opened_bytes_min = 0;
         let stays = self.open.as_ref().filter(|open| open.used_bytes < settings.segment_bytes);
@@ -438,8 +445,9 @@ impl ShardLog {
         self.may_go_on()?;
         let mut meta = self.next_meta();
         meta.open = None;
-        leave_out(&mut meta, to)?;
         let mut steps = VecDeque::new();
+        self.make_way(&mut meta, &mut steps);
+        leave_out(&mut meta, to)?;
         let mut segments = SegmentsChange::None;
         if let Some(open) = &self.open {
             self.seal_steps(open, &mut steps);

@@ -345,3 +345,61 @@ fn stamper_behind(log: &ShardLog) -> Stamper {
     let cursor = log.cursor();
     Stamper { next: cursor.next, chain: cursor.chain, time: Timestamp(90_000), ..Default::default() }
 }
+
+/// The power fails in the flush of a log whose open segment is damaged: what it began is not in the way of the next one.
+#[test]
+fn a_crash_in_a_flush_behind_damage_keeps_no_start_from_flushing() {
+    let (mut world, log, stamper, _) = filled(11);
+    let open = log.meta().open.unwrap();
+    break_chunk(&mut world, open.base, open.used_bytes - 4_096);
+    world.disk.crash();
+    let disk = world.disk;
+    let mut strays = 0;
+    for crash_in in 0.. {
+        let mut world = World::new(disk.clone());
+        let (mut log, _) = world.open(1).unwrap().unwrap();
+        assert!(matches!(log.health(), Health::Damaged(_)));
+        let mut stamper = Stamper { time: Timestamp(9_000), ..stamper.clone() };
+        let batch = stamper.batch(&[(None, vec![1], false)]);
+        world.crash_in = Some(crash_in);
+        if world.flush(&mut log, std::slice::from_ref(&batch)).is_ok() {
+            break;
+        }
+        let (mut log, report) = world.open(2).unwrap().unwrap();
+        strays += report.strays.len();
+        let again =
+            if log.flushed_to() < stamper.next { batch.clone() } else { stamper.batch(&[(None, vec![2], false)]) };
+        let flushed = world.flush_stored(&mut log, std::slice::from_ref(&again), false).unwrap();
+        assert!(matches!(&flushed, Ok(event) if event.ended == Ended::Done), "crash after {crash_in}: {flushed:?}");
+        let (log, report) = world.open(3).unwrap().unwrap();
+        assert_eq!((log.flushed_to(), report.strays), (stamper.next, vec![]), "crash after {crash_in}");
+        let from = ReadFrom::Offset(Offset(records(&again)[0].0));
+        assert_eq!(world.read(&log, from).unwrap(), (vec![again], stamper.next, None));
+    }
+    assert!(strays > 0);
+}
+
+/// A file of a flush that never counted lies where offsets are left out: it does not become a part of the log.
+#[test]
+fn leaving_offsets_out_makes_no_segment_of_a_stray() {
+    let (mut world, mut log, mut stamper, all) = filled(12);
+    assert!(log.roll(&mut world.queue).unwrap());
+    world.finish(&mut log).unwrap();
+    stamper.time = Timestamp(9_000);
+    let batch = stamper.batch(&[(None, vec![1], false)]);
+    world.crash_in = Some(2);
+    world.flush(&mut log, &[batch]).unwrap_err();
+    let (mut log, report) = world.open(2).unwrap().unwrap();
+    assert_eq!((report.damage, report.strays), (None, vec![segment_file(log.flushed_to())]));
+    let gap = OffsetRange { from: log.flushed_to(), to: Offset(stamper.next.0 + 100) };
+    log.skip(gap.to, &mut world.queue).unwrap();
+    assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+    let findings = check(&mut world.disk, &maker().identity).findings;
+    assert!(matches!(findings[..], [ref it] if it.what == What::Gap), "{findings:?}");
+    let (log, report) = world.open(3).unwrap().unwrap();
+    assert_eq!((report.damage, report.strays), (None, vec![]));
+    assert_eq!(log.segments().last().map(|it| it.base < gap.from), Some(true));
+    let (read, position, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
+    assert_eq!((position, error.map(|it| it.fault)), (gap.from, Some(ReadFault::Gap(gap))));
+    assert!(read == all);
+}
