@@ -6,7 +6,7 @@
 //!
 //! **See**: `log.rs`, which calls this.
 
-use crate::log::{Health, ShardLog};
+use crate::log::ShardLog;
 use felix_protocol::position::{Offset, OffsetRange};
 
 /// Panics if the memory of a log contradicts itself: its offsets may not be trusted then.
@@ -28,9 +28,9 @@ pub(crate) fn check(log: &ShardLog) {
     let first = log.segments.first().map(|it| it.base).or(open.map(|it| it.base));
     if let Some(first) = first {
         // What is missing in front was given up, or the log knows that it is gone and serves none of it.
-        let is_known = |hole: &OffsetRange| hole.from <= meta.log_start && hole.to >= first;
-        let is_damaged = matches!(&log.health, Health::Damaged(range) if is_known(range));
-        let begins = first <= meta.log_start || meta.gaps.iter().any(is_known) || is_damaged;
+        let given_up = |gap: &OffsetRange| gap.from <= meta.log_start && gap.to >= first;
+        let is_damaged = || log.damaged.covers(OffsetRange { from: meta.log_start, to: first });
+        let begins = first <= meta.log_start || meta.gaps.iter().any(given_up) || is_damaged();
         assert!(begins, "shard {} says it begins before its first segment", meta.shard);
     }
 }

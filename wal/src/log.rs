@@ -15,6 +15,7 @@
 //! **See**: `script.rs` for how a job runs, `log_open.rs`, `read.rs`, `truncate.rs`, `retain.rs`, `compact.rs`.
 
 use crate::chunk_builder::ChunkBuilder;
+use crate::damaged::DamagedRanges;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
@@ -83,7 +84,8 @@ pub(crate) struct OpenState {
 pub enum Health {
     /// Everything.
     Well,
-    /// Reads outside this range; nothing is cut or removed. What the WAL acknowledged before may still be flushed.
+    /// Reads outside the damaged places, which lie in this range; nothing is cut or removed. What the WAL acknowledged before may
+    /// still be flushed.
     Damaged(OffsetRange),
     /// Reads of what was durable; a write or sync failed.
     Poisoned(StepError),
@@ -98,6 +100,7 @@ pub struct ShardLog {
     pub(crate) segments: Vec<SegmentRef>,
     pub(crate) open: Option<Box<OpenState>>,
     pub(crate) health: Health,
+    pub(crate) damaged: DamagedRanges,
     /// Files that belong to nothing any more and wait for quarantine.
     pub(crate) strays: Vec<FilePath>,
     job: Option<(Job, Box<Script>)>,
@@ -112,7 +115,8 @@ impl ShardLog {
         open: Option<Box<OpenState>>,
         strays: Vec<FilePath>,
     ) -> ShardLog {
-        ShardLog { slot, maker, meta, segments, open, health: Health::Well, strays, job: None }
+        let (health, damaged) = (Health::Well, DamagedRanges::default());
+        ShardLog { slot, maker, meta, segments, open, health, damaged, strays, job: None }
     }
 
     /// Log.
@@ -181,17 +185,15 @@ impl ShardLog {
             + self.segments.capacity() * size_of::<SegmentRef>()
             + self.meta.settings.len()
             + self.meta.epochs.capacity() * size_of::<EpochStart>()
+            + self.damaged.held_bytes()
             + self.open.as_ref().map_or(0, |it| size_of::<OpenState>() + size_of_val(it.sparse.entries()))
     }
 
     /// Reads found this range damaged: nothing of it is served from now on, nothing is cut or removed any more.
     pub fn mark_damaged(&mut self, range: OffsetRange) {
-        let range = match &self.health {
-            Health::Damaged(held) => OffsetRange { from: held.from.min(range.from), to: held.to.max(range.to) },
-            _ => range,
-        };
-        if !matches!(self.health, Health::Poisoned(_)) {
-            self.health = Health::Damaged(range);
+        self.damaged.add(range);
+        if let Some(outline) = self.damaged.outline().filter(|_| !matches!(self.health, Health::Poisoned(_))) {
+            self.health = Health::Damaged(outline);
         }
     }
 

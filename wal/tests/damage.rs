@@ -403,3 +403,28 @@ fn leaving_offsets_out_makes_no_segment_of_a_stray() {
     assert_eq!((position, error.map(|it| it.fault)), (gap.from, Some(ReadFault::Gap(gap))));
     assert!(read == all);
 }
+
+#[test]
+fn what_lies_between_two_damaged_places_is_read() {
+    let (mut world, mut log, stamper, all) = filled(13);
+    let place = |from: u64, to: u64| OffsetRange { from: Offset(from), to: Offset(to) };
+    // The last chunk is of the last flush, with four batches.
+    let end = stamper.next.0;
+    log.mark_damaged(place(0, 1));
+    log.mark_damaged(place(end - 4, end));
+    let middle = all.len() / 2;
+    let from = ReadFrom::Offset(Offset(records(&all[middle])[0].0));
+    let (read, position, error) = world.read(&log, from).unwrap();
+    let fault = Some(ReadFault::Damaged(place(end - 4, end)));
+    assert_eq!((position.0, error.map(|error| error.fault)), (end - 4, fault));
+    assert!(read == all[middle..all.len() - 4]);
+    assert_eq!(*log.health(), Health::Damaged(place(0, end)));
+    // Very many are joined, the nearest first: what is damaged stays so.
+    let many = (0..end).step_by(3);
+    many.clone().for_each(|offset| log.mark_damaged(place(offset, offset + 1)));
+    for offset in many {
+        let (read, _, error) = world.read(&log, ReadFrom::Offset(Offset(offset))).unwrap();
+        assert!(read.is_empty() && matches!(error.unwrap().fault, ReadFault::Damaged(_)), "offset {offset}");
+    }
+    assert!(log.held_bytes() < 4_096, "{}", log.held_bytes());
+}
