@@ -338,3 +338,37 @@ fn a_log_with_gaps_is_compacted_on_all_sides() {
         assert!(all_sides(&mut world, &log) == after);
     }
 }
+
+/// The power fails between a switch that counts and its end: the next pass goes on, without a flush in between.
+#[test]
+fn a_pass_goes_on_after_a_crash_within_a_switch() {
+    let one = CompactSettings { group_bytes_max: 1, ..SMALL };
+    let mut world = World::new(MemDisk::new(8));
+    let (mut log, _) = filled(&mut world, None);
+    assert!(log.roll(&mut world.queue).unwrap());
+    world.finish(&mut log).unwrap();
+    let disk = world.disk.clone();
+    let mut within = 0;
+    for crash_in in 0.. {
+        let mut world = World::new(disk.clone());
+        let (mut log, _) = world.open(10).unwrap().unwrap();
+        world.crash_in = Some(crash_in);
+        if compact(&mut world, &mut log, 2_000, one, None).is_ok() {
+            break;
+        }
+        let (mut log, _) = world.open(3_000).unwrap().unwrap();
+        if log.meta().switch.is_none() {
+            continue;
+        }
+        within += 1;
+        if log.clean(Timestamp(3_000), &mut world.queue).unwrap() {
+            assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+        }
+        assert_eq!(log.meta().switch, None);
+        let limit = log.flushed_to();
+        let report = compact(&mut world, &mut log, 4_000, one, None).unwrap();
+        assert_eq!((report.compacted_to.max(log.meta().compacted_to), log.compact_share(limit).new_bytes), (limit, 0));
+        assert_eq!(world.open(5_000).unwrap().unwrap().0.meta(), log.meta());
+    }
+    assert!(within > 5, "{within}");
+}

@@ -225,7 +225,12 @@ impl Store {
                 self.want_retention(shard);
             }
             (Ended::Done, _) => self.want_retention(shard),
-            (Ended::Full(_), _) => self.wait_for_room(now, shard),
+            (Ended::Full(_), work) => {
+                if matches!(work, Work::Clean) {
+                    self.compactor.wait_for_room(now.time.after_ns(self.settings.full_retry_ns));
+                }
+                self.wait_for_room(now, shard);
+            }
             (Ended::Poisoned(error), _) => {
                 let why = format!("{:?} of its segments failed: {error:?}", event.job);
                 self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
