@@ -11,7 +11,8 @@ mod one_core;
 
 use felix_protocol::ids::ShardId;
 use felix_shard::event::{Event, ShardConfig};
-use felix_shard::store::StoreSettings;
+use felix_shard::store::{Alarm, StoreSettings};
+use felix_wal::disk::{Disk, DiskOp, FilePath};
 use felix_wal::mem_disk::MemDisk;
 use one_core::{Life, config};
 
@@ -58,4 +59,67 @@ fn a_shorter_time() {
         turns(&mut life, &mut disk, 500);
     }
     assert_eq!(stored(&life), 0);
+}
+
+/// A crash or a full disk left a segment without its index, which says how old it is.
+#[test]
+fn a_shorter_time_and_an_index_that_is_not_there() {
+    let mut disk = MemDisk::new(3);
+    let mut life = filled(&mut disk);
+    let is_index = |path: &FilePath| path.0.starts_with("shards/0000000000000001/") && path.0.ends_with(".idx");
+    let indexes: Vec<FilePath> = disk.paths().into_iter().filter(is_index).collect();
+    assert!(indexes.len() > 4);
+    for path in [&indexes[0], &indexes[2]] {
+        disk.call(DiskOp::Remove { path: path.clone() }).unwrap();
+    }
+    change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
+    for _ in 0..10 {
+        life.now.time.0 += 1_000_000_000;
+        life.now.wall.0 += 1_000_000_000;
+        turns(&mut life, &mut disk, 500);
+    }
+    assert_eq!(stored(&life), 0);
+}
+
+/// It is damaged as well: what is as old stays, and that is told once.
+#[test]
+fn a_segment_that_no_index_can_be_made_of_stays_and_is_told() {
+    let mut disk = MemDisk::new(4);
+    let mut life = filled(&mut disk);
+    let is_of_segment = |path: &FilePath| path.0.starts_with("shards/0000000000000001/00000001-");
+    let first = disk.paths().into_iter().find(is_of_segment).unwrap();
+    let index = FilePath(first.0.replace(".seg", ".idx"));
+    let segment = FilePath(index.0.replace(".idx", ".seg"));
+    disk.call(DiskOp::Remove { path: index }).unwrap();
+    assert!(disk.flip_bit(&segment, 8 * 4_100));
+    let before = stored(&life);
+    change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
+    for _ in 0..10 {
+        life.now.time.0 += 1_000_000_000;
+        life.now.wall.0 += 1_000_000_000;
+        turns(&mut life, &mut disk, 500);
+    }
+    assert!(stored(&life) >= before && disk.content(&segment).is_some());
+    let alarms: Vec<Alarm> = std::iter::from_fn(|| life.shards.take_alarm()).collect();
+    assert!(matches!(&alarms[..], [Alarm::Note { what, .. }] if what.contains("no index")), "{alarms:?}");
+}
+
+/// The shard leaves while an index is made again: nothing of it stays behind.
+#[test]
+fn a_shard_that_leaves_meanwhile() {
+    for before in 0..12 {
+        let mut disk = MemDisk::new(5);
+        let mut life = filled(&mut disk);
+        let is_of_shard = |path: &FilePath| path.0.starts_with("shards/0000000000000001/");
+        let index = disk.paths().into_iter().find(|path| is_of_shard(path) && path.0.ends_with(".idx")).unwrap();
+        disk.call(DiskOp::Remove { path: index }).unwrap();
+        change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
+        life.now.time.0 += 1_000_000_000;
+        life.now.wall.0 += 1_000_000_000;
+        turns(&mut life, &mut disk, before);
+        life.shards.handle(life.now, Event::ShardRemoved { shard: ShardId(1) }, &mut life.effects);
+        turns(&mut life, &mut disk, 500);
+        let left: Vec<FilePath> = disk.paths().into_iter().filter(is_of_shard).collect();
+        assert_eq!(left, [], "after {before} turns");
+    }
 }

@@ -20,9 +20,10 @@ use crate::compact_output::Output;
 use crate::disk::{DiskDone, DiskError};
 use crate::format::segment::LogCursor;
 use crate::format::stored::StoredBatch;
+use crate::listing;
 use crate::log::{SegmentRef, ShardLog};
 use crate::queue::{DiskQueue, Slot};
-use crate::read::{ReadError, ReadFrom, ReadSettings, ReadState, Reader};
+use crate::read::{ReadError, ReadFault, ReadFrom, ReadSettings, ReadState, Reader};
 use felix_protocol::batch::BatchKind;
 use felix_protocol::batch_view::{BatchError, BatchView, Entry, RECORD_SKIPPED, RECORD_TOMBSTONE};
 use felix_protocol::derive::{DeriveScratch, Derived, derive};
@@ -139,6 +140,8 @@ enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum After {
     Choose,
+    /// Mapping goes on here, behind a gap.
+    Map(Offset),
     Rewrite,
     Finish,
     Undo,
@@ -190,7 +193,7 @@ impl Compaction {
         if first >= limit || log.meta.compacted_to >= limit {
             return None;
         }
-        let from = log.meta.compacted_to.max(first);
+        let from = listing::over_gaps(&log.meta, log.meta.compacted_to.max(first));
         Some(Compaction {
             slot,
             settings,
@@ -307,6 +310,10 @@ impl Compaction {
                     self.reader = None;
                     self.stage = match after {
                         After::Choose => Stage::Choose,
+                        After::Map(from) => {
+                            self.reader = Some(Reader::new(self.slot, ReadFrom::Offset(from), self.read));
+                            Stage::Map
+                        }
                         After::Rewrite => {
                             self.begin_rewrite(log);
                             Stage::Rewrite
@@ -370,17 +377,22 @@ impl Compaction {
         if from >= self.map_end || from >= self.limit || log.meta.switch.is_some() {
             return false;
         }
+        let from = listing::over_gaps(&log.meta, from);
         let segments = log.segments();
         let Some(start) = segments.iter().position(|it| it.base == from) else { return false };
         let mut bytes = 0;
         let mut count = 0;
+        let mut next = from;
         for (at, segment) in segments.iter().enumerate().skip(start) {
             bytes += segment.bytes;
             let end = log.end_of_segments(at + 1);
-            if count > 0 && bytes > self.settings.group_bytes_max || end > self.limit {
+            // What lies on both sides of a gap stays apart: a chunk covers its range, and a gap is to be seen.
+            let apart = segment.base != next;
+            if count > 0 && (apart || bytes > self.settings.group_bytes_max) || end > self.limit {
                 break;
             }
             count += 1;
+            next = end;
         }
         if count == 0 {
             return false;
@@ -413,13 +425,24 @@ impl Compaction {
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let end = if matches!(self.stage, Stage::Map) { self.limit } else { self.group.to };
         match reader.poll(log, queue) {
-            ReadState::Waiting => return Ok(false),
-            ReadState::Failed(error) => return Err(CompactError::Read(error)),
+            // A range ends where a segment does, whose file is closed first: so this sees the reader exactly at the end. Later it
+            // may be past segments that are empty, and then the chain it knows is that of another place.
+            ReadState::Waiting if reader.position() < end => return Ok(false),
+            ReadState::Failed(error) => match error.fault {
+                // A map goes over the whole log; a group ends where a gap begins.
+                ReadFault::Gap(_) if matches!(self.stage, Stage::Map) => {
+                    let to = listing::over_gaps(&log.meta, error.next);
+                    let after = if to < end { After::Map(to) } else { After::Choose };
+                    self.leave(after, queue);
+                    return Ok(true);
+                }
+                _ => return Err(CompactError::Read(error)),
+            },
             ReadState::AtEnd => {
                 self.at_end(queue)?;
                 return Ok(true);
             }
-            ReadState::Ready => {}
+            ReadState::Waiting | ReadState::Ready => {}
         }
         // Polling may have passed over the rest of the range, what compaction took out before.
         if reader.position() >= end {

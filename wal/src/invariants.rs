@@ -27,8 +27,10 @@ pub(crate) fn check(log: &ShardLog) {
     }
     let first = log.segments.first().map(|it| it.base).or(open.map(|it| it.base));
     if let Some(first) = first {
+        // What is missing in front was given up, or the log knows that it is gone and serves none of it.
         let given_up = |gap: &OffsetRange| gap.from <= meta.log_start && gap.to >= first;
-        let begins = first <= meta.log_start || meta.gaps.iter().any(given_up);
+        let is_damaged = || log.damaged.covers(OffsetRange { from: meta.log_start, to: first });
+        let begins = first <= meta.log_start || meta.gaps.iter().any(given_up) || is_damaged();
         assert!(begins, "shard {} says it begins before its first segment", meta.shard);
     }
 }

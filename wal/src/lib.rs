@@ -16,6 +16,7 @@ pub mod compact;
 mod compact_map;
 mod compact_output;
 pub mod core_wal;
+mod damaged;
 pub mod disk;
 pub mod dump;
 pub mod format;

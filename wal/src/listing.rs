@@ -55,6 +55,11 @@ pub(crate) fn end_before_gap(meta: &ShardMeta, base: Offset, next: Offset) -> Of
     gap.map_or(next, |from| from.min(next))
 }
 
+/// The first offset from `from` on that no gap has.
+pub(crate) fn over_gaps(meta: &ShardMeta, from: Offset) -> Offset {
+    meta.gaps.iter().fold(from, |at, gap| if (gap.from..gap.to).contains(&at) { gap.to } else { at })
+}
+
 /// Sorts a listing.
 pub(crate) fn sort(meta: &ShardMeta, list: Vec<Listed>) -> Listing {
     let folder = Name::Shard(meta.shard).path();

@@ -15,6 +15,7 @@
 //! **See**: `script.rs` for how a job runs, `log_open.rs`, `read.rs`, `truncate.rs`, `retain.rs`, `compact.rs`.
 
 use crate::chunk_builder::ChunkBuilder;
+use crate::damaged::DamagedRanges;
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOp, FileKey, FilePath, Priority};
 use crate::format::header::{FileHeader, Identity, Owner};
 use crate::format::index::{IndexEntry, SegmentIndex, SparseIndex};
@@ -83,7 +84,8 @@ pub(crate) struct OpenState {
 pub enum Health {
     /// Everything.
     Well,
-    /// Reads outside this range; nothing is cut or removed. What the WAL acknowledged before may still be flushed.
+    /// Reads outside the damaged places, which lie in this range; nothing is cut or removed. What the WAL acknowledged before may
+    /// still be flushed.
     Damaged(OffsetRange),
     /// Reads of what was durable; a write or sync failed.
     Poisoned(StepError),
@@ -98,6 +100,7 @@ pub struct ShardLog {
     pub(crate) segments: Vec<SegmentRef>,
     pub(crate) open: Option<Box<OpenState>>,
     pub(crate) health: Health,
+    pub(crate) damaged: DamagedRanges,
     /// Files that belong to nothing any more and wait for quarantine.
     pub(crate) strays: Vec<FilePath>,
     job: Option<(Job, Box<Script>)>,
@@ -112,7 +115,8 @@ impl ShardLog {
         open: Option<Box<OpenState>>,
         strays: Vec<FilePath>,
     ) -> ShardLog {
-        ShardLog { slot, maker, meta, segments, open, health: Health::Well, strays, job: None }
+        let (health, damaged) = (Health::Well, DamagedRanges::default());
+        ShardLog { slot, maker, meta, segments, open, health, damaged, strays, job: None }
     }
 
     /// Log.
@@ -181,17 +185,15 @@ impl ShardLog {
             + self.segments.capacity() * size_of::<SegmentRef>()
             + self.meta.settings.len()
             + self.meta.epochs.capacity() * size_of::<EpochStart>()
+            + self.damaged.held_bytes()
             + self.open.as_ref().map_or(0, |it| size_of::<OpenState>() + size_of_val(it.sparse.entries()))
     }
 
     /// Reads found this range damaged: nothing of it is served from now on, nothing is cut or removed any more.
     pub fn mark_damaged(&mut self, range: OffsetRange) {
-        let range = match &self.health {
-            Health::Damaged(held) => OffsetRange { from: held.from.min(range.from), to: held.to.max(range.to) },
-            _ => range,
-        };
-        if !matches!(self.health, Health::Poisoned(_)) {
-            self.health = Health::Damaged(range);
+        self.damaged.add(range);
+        if let Some(outline) = self.damaged.outline().filter(|_| !matches!(self.health, Health::Poisoned(_))) {
+            self.health = Health::Damaged(outline);
         }
     }
 
@@ -246,12 +248,16 @@ impl ShardLog {
         matches!(&self.health, Health::Damaged(range) if range.to > open.base)
     }
 
-    /// A new segment would find a file of its name. Who may clean does that first, without a look at names.
-    fn is_stray_in_the_way(&self) -> bool {
-        match self.health {
-            Health::Well => self.open.is_none(),
-            _ => self.strays.contains(&self.segment_path(self.meta.flushed_to)),
-        }
+    /// Moves away what the meta does not count and what would be part of the log, or be met by a new segment, once the log is
+    /// longer: files of a flush that never counted, or behind a cut. A damaged log is not cleaned, but flushed.
+    fn make_way(&self, meta: &mut ShardMeta, steps: &mut VecDeque<Step>) {
+        let from = meta.void_from.take().map_or(meta.flushed_to, |from| from.min(meta.flushed_to));
+        let is_in_the_way = |path: &FilePath| match Name::parse(path) {
+            Some(Name::Segment(_, it) | Name::Index(_, it)) => it.lineage == meta.lineage && it.base_offset >= from,
+            _ => false,
+        };
+        let in_the_way = self.strays.iter().filter(|path| is_in_the_way(path));
+        steps.extend(in_the_way.map(|path| Step::Quarantine(path.clone())));
     }
 
     /// The meta to change for the next commit. What was to be moved away is, unless strays are left.
@@ -301,10 +307,14 @@ impl ShardLog {
         {
             return Err(JobError::Elsewhere { expected });
         }
-        if !self.strays.is_empty() && (self.meta.void_from.is_some() || self.is_stray_in_the_way()) {
+        // Who may clean does that first, without a look at names.
+        let needs_clean = self.health == Health::Well && (self.meta.void_from.is_some() || self.open.is_none());
+        if needs_clean && !self.strays.is_empty() {
             return Err(JobError::NotClean);
         }
         let mut meta = self.next_meta();
+        let mut steps = VecDeque::with_capacity(8);
+        self.make_way(&mut meta, &mut steps);
         for begun in builder.epochs() {
             if meta.epochs.last().is_none_or(|last| last.epoch < begun.epoch) {
                 meta.epochs.push(EpochStart { epoch: begun.epoch, start: begun.start });
@@ -316,7 +326,6 @@ impl ShardLog {
         change.apply(&mut meta);
         let time_first = builder.first_time().unwrap_or_default();
         let bytes = builder.bytes() as u64;
-        let mut steps = VecDeque::with_capacity(8);
         let mut segments = SegmentsChange::None;
         let mut opened_bytes_min = 0;
         let stays = self.open.as_ref().filter(|open| open.used_bytes < settings.segment_bytes);
@@ -438,8 +447,9 @@ impl ShardLog {
         self.may_go_on()?;
         let mut meta = self.next_meta();
         meta.open = None;
-        leave_out(&mut meta, to)?;
         let mut steps = VecDeque::new();
+        self.make_way(&mut meta, &mut steps);
+        leave_out(&mut meta, to)?;
         let mut segments = SegmentsChange::None;
         if let Some(open) = &self.open {
             self.seal_steps(open, &mut steps);

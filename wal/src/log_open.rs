@@ -22,7 +22,7 @@ use crate::format::meta::{META_BYTES_MAX, ShardMeta};
 use crate::format::names::{Name, SegmentId};
 use crate::format::segment::{ChunkError, ChunkHeader, ChunkPlace, FIRST_CHUNK_AT, file_tag};
 use crate::listing::{self, segment_path};
-use crate::log::{Health, Maker, OpenState, SegmentRef, ShardLog, meta_file};
+use crate::log::{Maker, OpenState, SegmentRef, ShardLog, meta_file};
 use crate::queue::{DiskQueue, Slot};
 use felix_protocol::ids::{ShardId, StreamId};
 use felix_protocol::metadata::Durability;
@@ -610,19 +610,20 @@ impl Opening {
         // A hole in front: segments that the log start needs are gone.
         let first = self.segments.first().map(|it| it.base).or(self.open.as_ref().map(|open| open.base));
         let first = first.unwrap_or(meta.flushed_to);
-        if first > meta.log_start && report.damage.is_none() {
-            let range = OffsetRange { from: meta.log_start, to: first };
+        let hole = OffsetRange { from: meta.log_start, to: first };
+        let is_given_up = meta.gaps.iter().any(|gap| gap.from <= hole.from && gap.to >= hole.to);
+        let hole = (hole.from < hole.to && !is_given_up).then_some(hole);
+        if let Some(range) = hole
+            && report.damage.is_none()
+        {
             let path = segment_path(&meta, meta.log_start);
-            if !meta.gaps.iter().any(|gap| gap.from <= range.from && gap.to >= range.to) {
-                report.damage = Some(OpenDamage { path, at: 0, range, cause: DamageCause::NoFile });
-            }
+            report.damage = Some(OpenDamage { path, at: 0, range, cause: DamageCause::NoFile });
         }
         let segments = std::mem::take(&mut self.segments);
         let mut log =
             ShardLog::from_parts(self.slot, self.maker, meta, segments, self.open.take(), report.strays.clone());
-        if let Some(damage) = &report.damage {
-            log.health = Health::Damaged(damage.range);
-        }
+        let damage = report.damage.as_ref().map(|damage| damage.range);
+        damage.into_iter().chain(hole).for_each(|range| log.mark_damaged(range));
         (log, report)
     }
 }

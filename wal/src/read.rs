@@ -20,7 +20,7 @@ use crate::format::names::SegmentId;
 use crate::format::segment::{CHUNK_HEADER_BYTES, ChunkError, ChunkHeader, ChunkPlace, FIRST_CHUNK_AT, file_tag};
 use crate::format::stored::{Envelope, StoredBatch};
 use crate::listing;
-use crate::log::{Health, ShardLog};
+use crate::log::ShardLog;
 use crate::queue::{DiskQueue, Slot};
 use crate::stream::Stream;
 use crate::time_seek::TimeSeek;
@@ -315,10 +315,8 @@ impl Reader {
     }
 
     fn check_range(&self, log: &ShardLog) -> Result<(), Box<ReadError>> {
-        if let Health::Damaged(range) = log.health()
-            && (range.from..range.to).contains(&self.next)
-        {
-            return Err(self.fault(log, ReadFault::Damaged(*range)));
+        if let Some(range) = log.damaged.at(self.next) {
+            return Err(self.fault(log, ReadFault::Damaged(range)));
         }
         if let Some(gap) = log.meta.gaps.iter().find(|gap| (gap.from..gap.to).contains(&self.next)) {
             return Err(self.fault(log, ReadFault::Gap(*gap)));

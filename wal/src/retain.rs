@@ -10,6 +10,7 @@
 use crate::disk::{BLOCK_BYTES, DiskDone, DiskOk, DiskOp, Priority, Ticket};
 use crate::format::header::{FileHeader, Owner};
 use crate::format::index::{INDEX_BYTES_MAX, SegmentIndex};
+use crate::format::meta::ShardMeta;
 use crate::format::names::SegmentId;
 use crate::listing;
 use crate::log::{Job, JobError, ShardLog};
@@ -209,16 +210,25 @@ impl ShardLog {
         Ok(true)
     }
 
-    /// Moves files that belong to nothing to quarantine: what a crash left behind, or what could not be moved before.
-    /// False: there are none.
+    /// Moves files that belong to nothing to quarantine: what a crash left behind, or what could not be moved before. And ends a
+    /// switch whose end no meta tells: a start finishes its renames, and until then no compaction goes on. False: there is
+    /// nothing of that.
     pub fn clean(&mut self, now: Timestamp, queue: &mut DiskQueue) -> Result<bool, JobError> {
         self.may_begin()?;
-        if self.strays.is_empty() {
-            return Ok(false);
+        let mut steps = VecDeque::new();
+        let mut next = None;
+        if self.meta.switch.is_some() {
+            // What is a stray is none of its files: a rename of a switch that failed has poisoned the log.
+            let meta = ShardMeta { switch: None, ..self.next_meta() };
+            steps.extend([self.meta_step(&meta), Step::Commit]);
+            next = Some(Next { meta, segments: SegmentsChange::None, open: OpenChange::Same });
         }
         let strays = self.strays.iter().take(2 * RETAIN_SEGMENTS_MAX);
-        let steps = strays.map(|path| Step::Quarantine(path.clone())).collect();
-        self.begin(Job::Clean, Script::new(steps, None, Priority::Background, now), queue);
+        steps.extend(strays.map(|path| Step::Quarantine(path.clone())));
+        if steps.is_empty() {
+            return Ok(false);
+        }
+        self.begin(Job::Clean, Script::new(steps, next, Priority::Background, now), queue);
         Ok(true)
     }
 }

@@ -9,7 +9,8 @@ use felix_wal::compact::{CompactReport, CompactSettings, CompactState, Compactio
 use felix_wal::format::stored::StoredBatch;
 use felix_wal::log::{Ended, ShardLog};
 use felix_wal::mem_disk::MemDisk;
-use felix_wal::read::ReadFrom;
+use felix_wal::read::{ReadFault, ReadFrom};
+use felix_wal::repair::{Choice, repair};
 use kit::*;
 use std::collections::BTreeMap;
 
@@ -241,4 +242,133 @@ fn a_crash_anywhere_leaves_a_whole_log() {
         assert_eq!(state(&before), state(&all(&mut world, &log)));
     }
     assert!(crashes > 50, "{crashes}");
+}
+
+/// One flush of a record per key, sealed at once.
+fn put(world: &mut World, log: &mut ShardLog, stamper: &mut Stamper, keys: &[&str]) {
+    stamper.time.0 += 1;
+    let batch = |key: &&str| stamper.batch(&[(Some(key.as_bytes().to_vec()), vec![1; 100], false)]);
+    let batches: Vec<_> = keys.iter().map(batch).collect();
+    world.flush(log, &batches).unwrap();
+    if log.roll(&mut world.queue).unwrap() {
+        world.finish(log).unwrap();
+    }
+}
+
+/// A reader passes over a segment that compaction emptied in silence: its chain is not that of the one before.
+#[test]
+fn a_segment_before_an_empty_one_keeps_its_chain() {
+    let one = CompactSettings { group_bytes_max: 1, ..SMALL };
+    let (mut world, mut stamper) = (World::new(MemDisk::new(6)), Stamper::default());
+    let mut log = world.create().unwrap();
+    for keys in [&["a", "b"][..], &["hot"], &["hot"]] {
+        put(&mut world, &mut log, &mut stamper, keys);
+    }
+    // The second segment is empty after the first pass; the second one rewrites the first.
+    assert_eq!(compact(&mut world, &mut log, 2_000, one, None).unwrap().dropped, 1);
+    put(&mut world, &mut log, &mut stamper, &["a"]);
+    assert_eq!(compact(&mut world, &mut log, 2_001, one, None).unwrap().dropped, 1);
+    let offsets: Vec<u64> = all(&mut world, &log).iter().map(|(offset, _)| *offset).collect();
+    assert_eq!(offsets, [1, 3, 4]);
+}
+
+/// Everything that is there; gaps are stepped over.
+fn all_sides(world: &mut World, log: &ShardLog) -> Vec<(u64, Rec)> {
+    let (mut from, mut out) = (log.log_start(), Vec::new());
+    loop {
+        let (read, position, error) = world.read(log, ReadFrom::Offset(from)).unwrap();
+        out.extend(read.iter().flat_map(|batch| records(batch)));
+        match error.map(|error| error.fault) {
+            Some(ReadFault::Gap(gap)) => from = gap.to,
+            fault => {
+                assert_eq!((fault, position), (None, log.flushed_to()));
+                return out;
+            }
+        }
+    }
+}
+
+/// Offsets that a stop left out, a person gave up, or both, one behind the other.
+#[test]
+fn a_log_with_gaps_is_compacted_on_all_sides() {
+    for (group_bytes_max, beside) in [(64 << 10, false), (1 << 20, true), (1, false)] {
+        let settings = CompactSettings { group_bytes_max, ..SMALL };
+        let mut world = World::new(MemDisk::new(7));
+        let (mut log, mut stamper) = filled(&mut world, None);
+        for _ in 0..2 {
+            stamper.next = Offset(stamper.next.0 + 500);
+            log.skip(stamper.next, &mut world.queue).unwrap();
+            assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+        }
+        if beside {
+            // What lies behind the gap is the first that is new, the next time.
+            compact(&mut world, &mut log, 1_500, settings, None).unwrap();
+        } else {
+            let mut again = World::new(world.disk.clone());
+            let mut log = again.open(5).unwrap().unwrap().0;
+            let report = compact(&mut again, &mut log, 1_500, settings, None).unwrap();
+            assert!(report.dropped > 200, "{report:?}");
+        }
+        stamper.time = Timestamp(2_000);
+        for keys in [["key-1", "key-2", "key-3"], ["key-1", "key-2", "key-4"]] {
+            put(&mut world, &mut log, &mut stamper, &keys);
+        }
+        // The first segment is given up, or the one before the gap.
+        let at = if group_bytes_max == 1 { log.segments().len() - 3 } else { 0 };
+        let choice = Choice::QuarantineSegment(log.segments()[at].base);
+        repair(&mut world.disk, maker(), SPEC.shard, choice, None, Timestamp(3_000)).unwrap();
+        let (mut log, opened) = world.open(9).unwrap().unwrap();
+        assert_eq!(opened.damage, None);
+        let before = all_sides(&mut world, &log);
+        let report = compact(&mut world, &mut log, 3_500, settings, None).unwrap();
+        assert!(report.dropped >= 2, "{report:?}");
+        let after = all_sides(&mut world, &log);
+        assert_eq!(state(&before), state(&after));
+        assert!(after.iter().all(|record| before.contains(record)), "a record changed");
+        let mut seen = BTreeMap::new();
+        for (offset, (key, ..)) in after.iter().filter(|(_, (key, ..))| key.is_some()) {
+            assert_eq!(seen.insert(key.clone(), *offset), None, "two records of {key:?}");
+        }
+        assert_eq!(report.compacted_to, log.flushed_to());
+        assert_eq!(log.compact_share(log.flushed_to()).new_bytes, 0);
+        // Nothing is left to do, and a start sees the same.
+        assert_eq!(compact(&mut world, &mut log, 3_600, settings, None).unwrap().bytes_read, 0);
+        let (log, opened) = world.open(10).unwrap().unwrap();
+        assert_eq!((opened.damage, opened.strays.len()), (None, 0));
+        assert!(all_sides(&mut world, &log) == after);
+    }
+}
+
+/// The power fails between a switch that counts and its end: the next pass goes on, without a flush in between.
+#[test]
+fn a_pass_goes_on_after_a_crash_within_a_switch() {
+    let one = CompactSettings { group_bytes_max: 1, ..SMALL };
+    let mut world = World::new(MemDisk::new(8));
+    let (mut log, _) = filled(&mut world, None);
+    assert!(log.roll(&mut world.queue).unwrap());
+    world.finish(&mut log).unwrap();
+    let disk = world.disk.clone();
+    let mut within = 0;
+    for crash_in in 0.. {
+        let mut world = World::new(disk.clone());
+        let (mut log, _) = world.open(10).unwrap().unwrap();
+        world.crash_in = Some(crash_in);
+        if compact(&mut world, &mut log, 2_000, one, None).is_ok() {
+            break;
+        }
+        let (mut log, _) = world.open(3_000).unwrap().unwrap();
+        if log.meta().switch.is_none() {
+            continue;
+        }
+        within += 1;
+        if log.clean(Timestamp(3_000), &mut world.queue).unwrap() {
+            assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+        }
+        assert_eq!(log.meta().switch, None);
+        let limit = log.flushed_to();
+        let report = compact(&mut world, &mut log, 4_000, one, None).unwrap();
+        assert_eq!((report.compacted_to.max(log.meta().compacted_to), log.compact_share(limit).new_bytes), (limit, 0));
+        assert_eq!(world.open(5_000).unwrap().unwrap().0.meta(), log.meta());
+    }
+    assert!(within > 5, "{within}");
 }

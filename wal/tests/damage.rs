@@ -7,7 +7,7 @@ use felix_protocol::ids::NodeId;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use felix_wal::check::{Consequence, What, check};
-use felix_wal::disk::FilePath;
+use felix_wal::disk::{Disk, DiskOp, FilePath};
 use felix_wal::dump::{Values, dump};
 use felix_wal::format::header::HeaderError;
 use felix_wal::log::{Ended, Health, ShardLog};
@@ -184,7 +184,6 @@ fn a_lost_meta_closes_the_shard_and_touches_nothing() {
     world.disk.cut(&meta, 0);
     assert!(matches!(world.open(1).unwrap(), Err(OpenError::MetaHeader(HeaderError::Truncated))));
     let before = world.disk.paths();
-    use felix_wal::disk::{Disk, DiskOp};
     world.disk.call(DiskOp::Remove { path: meta }).unwrap();
     let segments = before.iter().filter(|path| path.0.ends_with(".seg")).count();
     assert_eq!(world.open(1).unwrap().unwrap_err(), OpenError::NoMeta { segments });
@@ -303,4 +302,129 @@ fn a_dump_shows_what_is_there() {
     dump(&mut world.disk, &path, Values::Hex, &mut text).unwrap();
     assert!(text.contains("DAMAGED: chunk checksum"), "{text}");
     assert!(text.contains(&format!("value {}", "00".repeat(900))));
+}
+
+fn segment_file(base: Offset) -> FilePath {
+    FilePath(format!("shards/{:016x}/{:08x}-{:016x}.seg", SPEC.shard.0, SPEC.lineage.0, base.0))
+}
+
+/// What was acknowledged is flushed, and offsets are left out, behind a hole in front.
+#[test]
+fn a_log_without_its_first_segment_takes_what_was_acknowledged() {
+    let (mut world, log, mut stamper, all) = filled(10);
+    let second = log.segments()[1].base;
+    world.disk.call(DiskOp::Remove { path: segment_file(Offset(0)) }).unwrap();
+    world.disk.crash();
+    let (mut log, opened) = world.open(1).unwrap().unwrap();
+    let hole = OffsetRange { from: Offset(0), to: second };
+    assert_eq!(opened.damage.map(|damage| damage.range), Some(hole));
+    stamper.time = Timestamp(9_000);
+    let batch = stamper.batch(&[(None, vec![1], false)]);
+    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+    log.skip(Offset(stamper.next.0 + 10), &mut world.queue).unwrap();
+    assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+    for _ in 0..2 {
+        assert!(matches!(log.health(), Health::Damaged(range) if *range == hole), "{:?}", log.health());
+        let (read, position, _) = world.read(&log, ReadFrom::Offset(second)).unwrap();
+        assert_eq!((read.last(), position), (Some(&batch), stamper.next));
+        assert!(read[..read.len() - 1] == all[all.len() + 1 - read.len()..]);
+        log = world.open(2).unwrap().unwrap().0;
+    }
+    // And with the end damaged as well.
+    let batch = stamper_behind(&log).batch(&[(None, vec![2; 1_000], false)]);
+    assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
+    break_chunk(&mut world, log.meta().open.unwrap().base, 4_096);
+    let (mut log, opened) = world.open(3).unwrap().unwrap();
+    let end = records(&batch)[0].0;
+    assert_eq!(opened.damage.map(|damage| damage.range.from), Some(Offset(end)));
+    let batch = stamper_behind(&log).batch(&[(None, vec![3], false)]);
+    assert_eq!(world.flush(&mut log, &[batch]).unwrap().ended, Ended::Done);
+}
+
+fn stamper_behind(log: &ShardLog) -> Stamper {
+    let cursor = log.cursor();
+    Stamper { next: cursor.next, chain: cursor.chain, time: Timestamp(90_000), ..Default::default() }
+}
+
+/// The power fails in the flush of a log whose open segment is damaged: what it began is not in the way of the next one.
+#[test]
+fn a_crash_in_a_flush_behind_damage_keeps_no_start_from_flushing() {
+    let (mut world, log, stamper, _) = filled(11);
+    let open = log.meta().open.unwrap();
+    break_chunk(&mut world, open.base, open.used_bytes - 4_096);
+    world.disk.crash();
+    let disk = world.disk;
+    let mut strays = 0;
+    for crash_in in 0.. {
+        let mut world = World::new(disk.clone());
+        let (mut log, _) = world.open(1).unwrap().unwrap();
+        assert!(matches!(log.health(), Health::Damaged(_)));
+        let mut stamper = Stamper { time: Timestamp(9_000), ..stamper.clone() };
+        let batch = stamper.batch(&[(None, vec![1], false)]);
+        world.crash_in = Some(crash_in);
+        if world.flush(&mut log, std::slice::from_ref(&batch)).is_ok() {
+            break;
+        }
+        let (mut log, report) = world.open(2).unwrap().unwrap();
+        strays += report.strays.len();
+        let again =
+            if log.flushed_to() < stamper.next { batch.clone() } else { stamper.batch(&[(None, vec![2], false)]) };
+        let flushed = world.flush_stored(&mut log, std::slice::from_ref(&again), false).unwrap();
+        assert!(matches!(&flushed, Ok(event) if event.ended == Ended::Done), "crash after {crash_in}: {flushed:?}");
+        let (log, report) = world.open(3).unwrap().unwrap();
+        assert_eq!((log.flushed_to(), report.strays), (stamper.next, vec![]), "crash after {crash_in}");
+        let from = ReadFrom::Offset(Offset(records(&again)[0].0));
+        assert_eq!(world.read(&log, from).unwrap(), (vec![again], stamper.next, None));
+    }
+    assert!(strays > 0);
+}
+
+/// A file of a flush that never counted lies where offsets are left out: it does not become a part of the log.
+#[test]
+fn leaving_offsets_out_makes_no_segment_of_a_stray() {
+    let (mut world, mut log, mut stamper, all) = filled(12);
+    assert!(log.roll(&mut world.queue).unwrap());
+    world.finish(&mut log).unwrap();
+    stamper.time = Timestamp(9_000);
+    let batch = stamper.batch(&[(None, vec![1], false)]);
+    world.crash_in = Some(2);
+    world.flush(&mut log, &[batch]).unwrap_err();
+    let (mut log, report) = world.open(2).unwrap().unwrap();
+    assert_eq!((report.damage, report.strays), (None, vec![segment_file(log.flushed_to())]));
+    let gap = OffsetRange { from: log.flushed_to(), to: Offset(stamper.next.0 + 100) };
+    log.skip(gap.to, &mut world.queue).unwrap();
+    assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+    let findings = check(&mut world.disk, &maker().identity).findings;
+    assert!(matches!(findings[..], [ref it] if it.what == What::Gap), "{findings:?}");
+    let (log, report) = world.open(3).unwrap().unwrap();
+    assert_eq!((report.damage, report.strays), (None, vec![]));
+    assert_eq!(log.segments().last().map(|it| it.base < gap.from), Some(true));
+    let (read, position, error) = world.read(&log, ReadFrom::Offset(Offset(0))).unwrap();
+    assert_eq!((position, error.map(|it| it.fault)), (gap.from, Some(ReadFault::Gap(gap))));
+    assert!(read == all);
+}
+
+#[test]
+fn what_lies_between_two_damaged_places_is_read() {
+    let (mut world, mut log, stamper, all) = filled(13);
+    let place = |from: u64, to: u64| OffsetRange { from: Offset(from), to: Offset(to) };
+    // The last chunk is of the last flush, with four batches.
+    let end = stamper.next.0;
+    log.mark_damaged(place(0, 1));
+    log.mark_damaged(place(end - 4, end));
+    let middle = all.len() / 2;
+    let from = ReadFrom::Offset(Offset(records(&all[middle])[0].0));
+    let (read, position, error) = world.read(&log, from).unwrap();
+    let fault = Some(ReadFault::Damaged(place(end - 4, end)));
+    assert_eq!((position.0, error.map(|error| error.fault)), (end - 4, fault));
+    assert!(read == all[middle..all.len() - 4]);
+    assert_eq!(*log.health(), Health::Damaged(place(0, end)));
+    // Very many are joined, the nearest first: what is damaged stays so.
+    let many = (0..end).step_by(3);
+    many.clone().for_each(|offset| log.mark_damaged(place(offset, offset + 1)));
+    for offset in many {
+        let (read, _, error) = world.read(&log, ReadFrom::Offset(Offset(offset))).unwrap();
+        assert!(read.is_empty() && matches!(error.unwrap().fault, ReadFault::Damaged(_)), "offset {offset}");
+    }
+    assert!(log.held_bytes() < 4_096, "{}", log.held_bytes());
 }

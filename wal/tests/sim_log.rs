@@ -3,7 +3,7 @@
 
 mod kit;
 
-use felix_protocol::position::Offset;
+use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::Timestamp;
 use felix_wal::compact::{CompactSettings, CompactState, Compaction};
 use felix_wal::disk::DiskError;
@@ -11,7 +11,7 @@ use felix_wal::index_rebuild::IndexRebuild;
 use felix_wal::log::{Ended, Health, JobError, MetaChange, ShardLog};
 use felix_wal::mem_disk::{Chance, EIO, Fault, MemDisk, MemDiskOptions, OpKind};
 use felix_wal::quarantine::QuarantineSweep;
-use felix_wal::read::ReadFrom;
+use felix_wal::read::{ReadFault, ReadFrom};
 use felix_wal::retain::{RetainPolicy, RetainScan};
 use felix_wal::truncate::{CutError, CutPoint, FindCut};
 use kit::twin::{BUGS, Twin};
@@ -36,6 +36,8 @@ struct Model {
     flushed_to: u64,
     log_start: u64,
     compacted_to: u64,
+    /// Offsets that were left out, apart from each other.
+    gaps: Vec<OffsetRange>,
 }
 
 impl Model {
@@ -50,6 +52,8 @@ struct Sim {
     model: Model,
     chance: Chance,
     now: u64,
+    /// Few keys and segments of one flush: compaction leaves some with nothing in them.
+    hot: bool,
 }
 
 type Step = Result<(), String>;
@@ -80,7 +84,8 @@ impl Sim {
         let mut world = World::new(MemDisk::with_options(seed, options));
         let log = world.create().expect("nothing fails yet");
         world.twin = bug.map(|bug| Twin::new(bug, seed));
-        Sim { world, log, model: Model::default(), chance, now: 1_000_000 }
+        let hot = chance.coin();
+        Sim { world, log, model: Model::default(), chance, now: 1_000_000, hot }
     }
 
     fn tick(&mut self) -> Timestamp {
@@ -95,9 +100,11 @@ impl Sim {
             if self.chance.one_in_thousand(50) {
                 self.model.stamper.epoch.0 += 1;
             }
-            let records: Vec<Rec> = (0..1 + self.chance.below(4))
+            let (records_max, keys, keyless_in) = if self.hot { (1, 3, 40) } else { (4, 9, 8) };
+            let records: Vec<Rec> = (0..1 + self.chance.below(records_max))
                 .map(|_| {
-                    let key = (self.chance.below(8) > 0).then(|| format!("k{}", self.chance.below(9)).into_bytes());
+                    let has_key = self.chance.below(keyless_in) > 0;
+                    let key = has_key.then(|| format!("k{}", self.chance.below(keys)).into_bytes());
                     let tombstone = key.is_some() && self.chance.one_in_thousand(150);
                     let bytes = if tombstone { 0 } else { self.chance.below(2_500) as usize };
                     (key, vec![self.chance.bits() as u8; bytes], tombstone)
@@ -115,7 +122,9 @@ impl Sim {
         if self.chance.one_in_thousand(120) {
             self.world.crash_in = Some(self.chance.below(12));
         }
-        let result = match self.chance.below(14) {
+        let result = match self.chance.below(15) {
+            0..=2 if self.hot => self.flush().and_then(|()| self.simple(|sim| sim.log.roll(&mut sim.world.queue))),
+            3..=4 if self.hot => self.compact(),
             0..=4 => self.flush(),
             5 => self.simple(|sim| sim.log.roll(&mut sim.world.queue)),
             6 => self.simple(|sim| sim.log.close_file(&mut sim.world.queue)),
@@ -125,6 +134,7 @@ impl Sim {
             10 => self.compact(),
             11 => self.full_disk(),
             12 => self.failing_disk(),
+            13 => self.skip(),
             _ => self.power_cut(),
         };
         self.world.crash_in = None;
@@ -206,6 +216,29 @@ impl Sim {
             self.model.stamper.epoch.0 = epoch.0 + 1;
             self.model.batches.truncate(at);
         }
+        self.model.stamper.next = Offset(to);
+        self.model.gaps.retain(|gap| gap.from.0 < to);
+    }
+
+    /// Offsets are left out, and what was to have them is gone.
+    fn skip(&mut self) -> Step {
+        let from = self.model.flushed_to;
+        self.forget(from);
+        let to = from + 1 + self.chance.below(50);
+        self.log.skip(Offset(to), &mut self.world.queue).map_err(|error| format!("skip: {error}"))?;
+        match self.world.finish(&mut self.log) {
+            Err(Crashed) => self.after_crash(Allowed { flushed_to: vec![from, to], ..self.unchanged() })?,
+            Ok(event) => ensure!(event.ended == Ended::Done && event.leftovers.is_empty(), "{event:?}"),
+        }
+        if self.log.flushed_to().0 == to {
+            self.model.flushed_to = to;
+            self.model.stamper.next = Offset(to);
+            match self.model.gaps.last_mut().filter(|gap| gap.to.0 == from) {
+                Some(gap) => gap.to = Offset(to),
+                None => self.model.gaps.push(OffsetRange { from: Offset(from), to: Offset(to) }),
+            }
+        }
+        Ok(())
     }
 
     fn unflushed(&self) -> Vec<Vec<u8>> {
@@ -213,7 +246,7 @@ impl Sim {
     }
 
     fn flush(&mut self) -> Step {
-        let count = 1 + self.chance.below(8);
+        let count = 1 + self.chance.below(if self.hot { 2 } else { 8 });
         self.append(count);
         let batches = self.unflushed();
         let take = 1 + self.chance.below(batches.len() as u64) as usize;
@@ -268,10 +301,18 @@ impl Sim {
         if policy.bytes.is_none() {
             let before = now.saturating_sub_ns(policy.age_ns.unwrap_or(0));
             let gone = |batch: &&Kept| batch.to > self.model.log_start && batch.to <= plan.log_start.0;
-            let young = self.model.batches.iter().filter(gone).find(|batch| batch.time >= before);
-            let young = young.map(|batch| (batch.from, batch.to, batch.time));
+            let young = self.model.batches.iter().filter(gone).filter(|batch| batch.time >= before);
+            let young: Vec<_> = young.map(|batch| (batch.from, batch.to, batch.time)).collect();
             ensure!(policy.age_ns.is_some() || plan.log_start.0 == self.model.log_start, "forgotten without a rule");
-            ensure!(young.is_none(), "retention by age takes {young:?}");
+            if let Some((from, ..)) = young.first() {
+                // What compaction took out of a segment makes it no younger.
+                let crash_in = self.world.crash_in.take();
+                let read = self.read_over_gaps(self.model.log_start.max(*from))?;
+                self.world.crash_in = crash_in;
+                let left: BTreeMap<u64, Rec> = read.iter().flat_map(|batch| records(batch)).collect();
+                let there = young.iter().find(|(from, to, _)| left.range(from..to).next().is_some());
+                ensure!(there.is_none(), "retention by age takes {there:?}");
+            }
         }
         if let Some(base) = plan.unknown_age {
             return self.rebuild(base);
@@ -352,6 +393,14 @@ impl Sim {
                 Err(Crashed) => return self.after_crash(self.unchanged()),
             }
         }
+        // Before a gap as well: the batch that ended there is taken out, or before the log start.
+        if let Err(CutError::Read(error)) = &found
+            && matches!(error.fault, ReadFault::Gap(gap) if gap.from.0 == to)
+        {
+            let known = to > self.model.compacted_to.max(self.model.log_start);
+            ensure!(!known, "refused to cut at {to}, where the batch before is there");
+            return Ok(());
+        }
         if let Err(CutError::Compacted(_)) = found {
             ensure!(to <= self.model.compacted_to, "refused to cut at {to}, what was compacted ends before");
             return Ok(());
@@ -384,7 +433,7 @@ impl Sim {
         let settings = CompactSettings {
             map_bytes_max: 100 + self.chance.below(2_000) as usize,
             tombstone_grace_ns: self.chance.below(50_000),
-            group_bytes_max: 100_000,
+            group_bytes_max: if self.chance.coin() { 1 } else { 100_000 },
         };
         let limit = Offset(self.model.flushed_to);
         let Some(mut pass) = Compaction::new(READER, &self.log, limit, now, settings, READ) else { return Ok(()) };
@@ -507,15 +556,30 @@ impl Sim {
         result
     }
 
+    /// All batches from an offset on. Gaps are those that were made.
+    fn read_over_gaps(&mut self, from: u64) -> Result<Vec<Vec<u8>>, String> {
+        let (mut read, mut next, end) = (Vec::new(), Offset(from), self.model.flushed_to);
+        loop {
+            let (batches, position, error) = self.world.read(&self.log, ReadFrom::Offset(next)).expect("no crash");
+            read.extend(batches);
+            match error {
+                Some(error) => match error.fault {
+                    ReadFault::Gap(gap) if self.model.gaps.contains(&gap) => next = gap.to,
+                    _ => return Err(format!("reading from {next}: {error}")),
+                },
+                None => {
+                    ensure!(position.0 == end, "read to {position}, not {end}");
+                    return Ok(read);
+                }
+            }
+        }
+    }
+
     fn check_all(&mut self) -> Step {
         let (start, end) = (self.model.log_start, self.model.flushed_to);
         ensure!(self.log.log_start().0 == start && self.log.flushed_to().0 == end, "positions");
         let from = if self.chance.coin() { start } else { start + self.chance.below(end - start + 1) };
-        let (read, position, error) = self.world.read(&self.log, ReadFrom::Offset(Offset(from))).expect("no crash");
-        if let Some(error) = error {
-            return Err(format!("reading from {from}: {error}"));
-        }
-        ensure!(position.0 == end, "read to {position}, not {end}");
+        let read = self.read_over_gaps(from)?;
         let model = self.model.records();
         let mut found = BTreeMap::new();
         let mut last = None;

@@ -67,6 +67,11 @@ impl Compactor {
         self.running.as_ref().is_some_and(|it| it.shard == shard)
     }
 
+    /// Nothing is begun before this.
+    pub(crate) fn wait_for_room(&mut self, until: Time) {
+        self.after = until;
+    }
+
     /// When it wants to go on though nothing happens. `wanted`: shards wait for a pass.
     pub(crate) fn next_deadline(&self, wanted: bool) -> Option<Time> {
         let after = (self.after > Time(0)).then_some(self.after);
@@ -114,6 +119,15 @@ impl Store {
         let Some(part) = &mut shard.part else { return true };
         if part.failed().is_some() || !is_worth_it(part.log.compact_share(high_watermark)) {
             return true;
+        }
+        // A switch that no meta has ended owns the name that a pass writes to: a full disk kept it from its end.
+        if part.log.meta().switch.is_some() {
+            if part.is_idle() && part.log.clean(now.wall, &mut self.queue) == Ok(true) {
+                part.work = Work::Clean;
+                self.flushing += 1;
+                return true;
+            }
+            return false;
         }
         let limit = if none_needed { high_watermark } else { high_watermark.min(part.checkpoint.through) };
         if !is_worth_it(part.log.compact_share(limit)) {

@@ -17,11 +17,13 @@ use super::part::{Checkpoint, Work};
 use super::{Alarm, Store};
 use crate::batch_pool::BatchPool;
 use crate::shard::Shard;
+use felix_protocol::position::Offset;
 use felix_protocol::time::Now;
 use felix_wal::chunk_builder::BuildError;
 use felix_wal::disk::{DiskDone, DiskError, DiskOp, Priority};
 use felix_wal::format::entry::{Lsn, WalPosition};
 use felix_wal::format::producers::{PRODUCERS_BYTES_MAX, Producers};
+use felix_wal::index_rebuild::{IndexRebuild, RebuildError};
 use felix_wal::log::{Ended, Job, JobError, LogEvent, LogSettings, MetaChange};
 use felix_wal::retain::{FloorRule, RetainPolicy, RetainScan};
 
@@ -177,6 +179,13 @@ impl Store {
                 self.go_on_retaining(now, shard);
                 return;
             }
+            Work::Index(base, rebuild) => {
+                let base = *base;
+                if let Some(result) = rebuild.handle(done, &part.log, &mut self.queue) {
+                    self.on_index(shard, base, result);
+                }
+                return;
+            }
             _ => {}
         }
         let Some(event) = part.log.handle(done, &mut self.queue) else { return };
@@ -216,7 +225,12 @@ impl Store {
                 self.want_retention(shard);
             }
             (Ended::Done, _) => self.want_retention(shard),
-            (Ended::Full(error), _) => self.wait_for_room(now, shard, &error.error),
+            (Ended::Full(error), work) => {
+                if matches!(work, Work::Clean) {
+                    self.compactor.wait_for_room(now.time.after_ns(self.settings.full_retry_ns));
+                }
+                self.wait_for_room(now, shard, &error.error);
+            }
             (Ended::Poisoned(error), _) => {
                 let why = format!("{:?} of its segments failed: {error:?}", event.job);
                 self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
@@ -323,11 +337,54 @@ impl Store {
         }
         match part.log.retain(&plan, now.wall, &mut self.queue) {
             Ok(true) => part.work = Work::Retain { segments: plan.segments },
-            Ok(false) | Err(_) => {
-                part.work = Work::Idle;
-                self.flushing -= 1;
+            Ok(false) => {
+                let unknown = plan.unknown_age.filter(|base| part.index_tried != Some(*base));
+                let rebuild = unknown.and_then(|base| {
+                    let rebuild = IndexRebuild::new(shard.slot, &part.log, base, &mut self.queue)?;
+                    Some(Work::Index(base, Box::new(rebuild)))
+                });
+                match rebuild {
+                    Some(rebuild) => part.work = rebuild,
+                    None => self.end_retaining(shard),
+                }
+            }
+            Err(_) => self.end_retaining(shard),
+        }
+    }
+
+    fn end_retaining(&mut self, shard: &mut Shard) {
+        let Some(part) = &mut shard.part else { return };
+        part.work = Work::Idle;
+        self.flushing -= 1;
+    }
+
+    /// A segment has its index again, and the search by age goes on; or it has not.
+    fn on_index(&mut self, shard: &mut Shard, base: Offset, result: Result<(), RebuildError>) {
+        self.end_retaining(shard);
+        let Some(part) = &mut shard.part else { return };
+        // The next look at what is too old tries that again.
+        let may_pass = match &result {
+            Err(RebuildError::Gone) => true,
+            Err(RebuildError::Disk(error)) => error.passes(),
+            _ => false,
+        };
+        part.index_tried = if may_pass { part.index_tried } else { Some(base) };
+        match result {
+            Ok(()) if !part.retain_listed => {
+                part.retain_listed = true;
+                self.retain_wanted.push_back(shard.config.shard);
+            }
+            Ok(()) => {}
+            Err(_) if may_pass => {}
+            Err(error) => {
+                let what = format!(
+                    "the segment at offset {base} has no index that says how old it is, and none can be made: {error}; \
+                     it stays with all behind it until the shard is larger than it may be, or is repaired"
+                );
+                self.alarm(Alarm::Note { shard: shard.config.shard, what });
             }
         }
+        self.go_on_compacting(shard);
     }
 }
 

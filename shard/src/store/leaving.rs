@@ -12,7 +12,7 @@
 //! **See**: `recovery.rs` for the start.
 
 use super::Store;
-use super::part::DiskPart;
+use super::part::{DiskPart, Work};
 use super::slots::Use;
 use felix_protocol::ids::ShardId;
 use felix_protocol::time::{Now, Time};
@@ -21,6 +21,7 @@ use felix_wal::disk::{DiskDone, DiskError, DiskOk, DiskOp, FilePath, Priority, T
 use felix_wal::format::entry::{Entry, EntryBody, Lsn};
 use felix_wal::format::names::Name;
 use felix_wal::group_commit::Commit;
+use felix_wal::index_rebuild::IndexRebuild;
 use felix_wal::log::ShardLog;
 use felix_wal::queue::Slot;
 use std::collections::VecDeque;
@@ -49,6 +50,8 @@ pub(crate) struct Leaving {
     slot: Slot,
     stage: Stage,
     lsn: Lsn,
+    /// It has a file open and writes one.
+    rebuild: Option<Box<IndexRebuild>>,
 }
 
 /// Files of a shard's folder in the order in which they go: the meta last, so that what is left is never without one.
@@ -71,7 +74,11 @@ impl Store {
         self.with_files.retain(|it| *it != shard);
         self.retain_wanted.retain(|it| *it != shard);
         self.abandon_compaction(shard, &part.log);
-        let leaving = Leaving { log: Box::new(part.log), slot, stage: Stage::Quiet, lsn: Lsn(0) };
+        let rebuild = match part.work {
+            Work::Index(_, rebuild) => Some(rebuild),
+            _ => None,
+        };
+        let leaving = Leaving { log: Box::new(part.log), slot, stage: Stage::Quiet, lsn: Lsn(0), rebuild };
         self.leaving.insert(shard, leaving);
         self.close_readers_of(shard);
     }
@@ -94,6 +101,7 @@ impl Store {
     fn drive_one(&mut self, now: Now, id: ShardId, leaving: &mut Leaving) {
         if matches!(leaving.stage, Stage::Quiet)
             && !leaving.log.is_busy()
+            && leaving.rebuild.is_none()
             && !self.history.reads(id)
             && !self.compactor.is_at(id)
         {
@@ -148,7 +156,11 @@ impl Store {
     /// A completion for a shard that leaves.
     pub(crate) fn on_leaving_done(&mut self, now: Now, id: ShardId, done: DiskDone) {
         let Some(mut leaving) = self.leaving.remove(&id) else { return };
-        if leaving.log.is_busy() {
+        if let Some(rebuild) = &mut leaving.rebuild {
+            if rebuild.handle(done, &leaving.log, &mut self.queue).is_some() {
+                leaving.rebuild = None;
+            }
+        } else if leaving.log.is_busy() {
             if leaving.log.handle(done, &mut self.queue).is_some() && matches!(leaving.stage, Stage::Close) {
                 leaving.stage = Stage::Entry;
             }
@@ -206,7 +218,7 @@ impl Store {
         match log {
             Some(log) => {
                 debug_assert_eq!(self.slots.get(slot), Use::Shard(id));
-                self.leaving.insert(id, Leaving { log, slot, stage: Stage::Quiet, lsn: Lsn(0) });
+                self.leaving.insert(id, Leaving { log, slot, stage: Stage::Quiet, lsn: Lsn(0), rebuild: None });
             }
             None => self.slots.give_back(slot),
         }

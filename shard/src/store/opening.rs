@@ -174,7 +174,13 @@ impl Store {
             Stage::Clean(mut log) => match log.handle(done, &mut self.queue) {
                 None => Stage::Clean(log),
                 // What could not be moved away stays a stray; the log says itself what it does not take because of it.
-                Some(_) => self.prepare(shard, log, limits),
+                Some(event) => {
+                    if let Ended::Poisoned(error) = event.ended {
+                        let why = format!("{:?} of its segments failed: {error:?}", event.job);
+                        self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
+                    }
+                    self.prepare(shard, log, limits)
+                }
             },
             Stage::Skip(mut log) => match log.handle(done, &mut self.queue) {
                 None => Stage::Skip(log),

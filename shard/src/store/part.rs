@@ -18,6 +18,7 @@ use felix_protocol::position::Offset;
 use felix_wal::disk::Ticket;
 use felix_wal::format::entry::Lsn;
 use felix_wal::group_commit::Commit;
+use felix_wal::index_rebuild::IndexRebuild;
 use felix_wal::log::{Health, ShardLog};
 use felix_wal::retain::RetainScan;
 use std::collections::VecDeque;
@@ -78,6 +79,8 @@ pub(crate) enum Work {
     },
     /// Looking for what is too old or too much.
     Scan(RetainScan),
+    /// Making the index of the segment that begins here again: without it nobody knows how old the segment is.
+    Index(Offset, Box<IndexRebuild>),
     Retain {
         segments: usize,
     },
@@ -114,6 +117,8 @@ pub(crate) struct DiskPart {
     /// It is among those whose files are open.
     pub(crate) file_listed: bool,
     pub(crate) retain_listed: bool,
+    /// The index of the segment that begins here was made again, or cannot be: nothing is gained by another try.
+    pub(crate) index_tried: Option<Offset>,
     pub(crate) compact_listed: bool,
     /// How far the last compaction came, until the meta says so.
     pub(crate) compact_note: Option<Offset>,
@@ -145,6 +150,7 @@ impl DiskPart {
             flush_listed: false,
             file_listed: false,
             retain_listed: false,
+            index_tried: None,
             compact_listed: false,
             compact_note: None,
             not_compacted_with: None,
