@@ -54,7 +54,9 @@ fn a_deletion_that_the_disk_refused_for_a_while() {
     for kind in [OpKind::List, OpKind::Rename] {
         let mut disk = MemDisk::new(2);
         let mut life = Life::start(&mut disk, 1);
-        (0..20).for_each(|_| drop(life.publish(&mut disk, 1, &"x".repeat(1_000))));
+        for _ in 0..20 {
+            life.publish(&mut disk, 1, &"x".repeat(1_000));
+        }
         turns(&mut life, &mut disk, 100);
         for skip in 0..2 {
             disk.plan_fault(kind, skip, Fault::Error(DiskError::Full));

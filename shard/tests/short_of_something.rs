@@ -35,7 +35,7 @@ fn later(life: &mut Life, disk: &mut MemDisk) {
 
 fn fail(disk: &mut MemDisk, kinds: &[OpKind], error: DiskError) {
     for kind in kinds {
-        (0..3).for_each(|skip| disk.plan_fault(*kind, skip, Fault::Error(error.clone())));
+        (0..3).for_each(|skip| disk.plan_fault(*kind, skip, Fault::Error(error)));
     }
 }
 
@@ -59,10 +59,12 @@ fn a_reader_goes_on_and_nothing_is_called_damaged() {
         for kind in [OpKind::Open, OpKind::Read] {
             let mut disk = MemDisk::new(2);
             let mut life = Life::with(&mut disk, 1, StoreSettings { tail_bytes: 1 << 10, ..StoreSettings::small() });
-            (0..100).for_each(|_| drop(life.publish(&mut disk, 1, &"x".repeat(1_000))));
+            for _ in 0..100 {
+                life.publish(&mut disk, 1, &"x".repeat(1_000));
+            }
             turns(&mut life, &mut disk, 500);
             life.effects.drain().for_each(drop);
-            disk.plan_fault(kind, 0, Fault::Error(error.clone()));
+            disk.plan_fault(kind, 0, Fault::Error(error));
             let sub = SubKey { slot: 1, generation: 1 };
             let event = Event::Fetched { shard: ShardId(1), core: ME, sub, from: Offset(0) };
             life.shards.handle(life.now, event, &mut life.effects);
