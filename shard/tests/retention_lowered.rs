@@ -10,11 +10,12 @@
 mod one_core;
 
 use felix_protocol::ids::ShardId;
-use felix_shard::event::{Event, ShardConfig};
+use felix_protocol::position::Offset;
+use felix_shard::event::{Event, ShardConfig, SubKey};
 use felix_shard::store::{Alarm, StoreSettings};
 use felix_wal::disk::{Disk, DiskOp, FilePath};
 use felix_wal::mem_disk::MemDisk;
-use one_core::{Life, config};
+use one_core::{Life, ME, config};
 
 /// A shard with 300 KB in segments of 32 KiB, at rest.
 fn filled(disk: &mut MemDisk) -> Life {
@@ -79,6 +80,24 @@ fn a_shorter_time_and_an_index_that_is_not_there() {
         turns(&mut life, &mut disk, 500);
     }
     assert_eq!(stored(&life), 0);
+}
+
+/// Who reads from the middle of a segment without an index reads it from its front: the index is made again.
+#[test]
+fn a_reader_that_misses_an_index() {
+    let mut disk = MemDisk::new(6);
+    let mut life = filled(&mut disk);
+    let is_index = |path: &FilePath| path.0.starts_with("shards/0000000000000001/") && path.0.ends_with(".idx");
+    let index = disk.paths().into_iter().filter(is_index).nth(1).unwrap();
+    let content = disk.content(&index);
+    disk.call(DiskOp::Remove { path: index.clone() }).unwrap();
+    let base = index.0.rsplit_once('-').unwrap().1.strip_suffix(".idx").unwrap();
+    let from = Offset(u64::from_str_radix(base, 16).unwrap() + 1);
+    let sub = SubKey { slot: 1, generation: 1 };
+    let event = Event::Fetched { shard: ShardId(1), core: ME, sub, from };
+    life.shards.handle(life.now, event, &mut life.effects);
+    turns(&mut life, &mut disk, 100);
+    assert!(content.is_some() && disk.content(&index) == content);
 }
 
 /// It is damaged as well: what is as old stays, and that is told once.

@@ -6,9 +6,10 @@ use felix_protocol::position::Offset;
 use felix_protocol::time::Timestamp;
 use felix_wal::at_rest::{AtRest, AtRestScope, DataKey, Opener, Sealer};
 use felix_wal::compact::{CompactReport, CompactSettings, CompactState, Compaction};
+use felix_wal::disk::DiskError;
 use felix_wal::format::stored::StoredBatch;
-use felix_wal::log::{Ended, ShardLog};
-use felix_wal::mem_disk::MemDisk;
+use felix_wal::log::{Ended, Health, ShardLog};
+use felix_wal::mem_disk::{Fault, MemDisk, OpKind};
 use felix_wal::read::{ReadFault, ReadFrom};
 use felix_wal::repair::{Choice, repair};
 use kit::*;
@@ -371,4 +372,41 @@ fn a_pass_goes_on_after_a_crash_within_a_switch() {
         assert_eq!(world.open(5_000).unwrap().unwrap().0.meta(), log.meta());
     }
     assert!(within > 5, "{within}");
+}
+
+/// No room for the index of what was switched: the pass ends, and the next one goes on after `clean`.
+#[test]
+fn a_pass_goes_on_after_a_full_disk_within_a_switch() {
+    let one = CompactSettings { group_bytes_max: 1, ..SMALL };
+    let mut world = World::new(MemDisk::new(9));
+    let (mut log, _) = filled(&mut world, None);
+    let before = state(&all(&mut world, &log));
+    let limit = log.flushed_to();
+    let mut pass = Compaction::new(READER, &log, limit, Timestamp(2_000), one, READ).unwrap();
+    let report = loop {
+        match pass.poll(&log, &mut world.queue, None) {
+            CompactState::Working => {
+                let done = world.next().unwrap().unwrap();
+                pass.handle(done, &log, &mut world.queue);
+            }
+            CompactState::Paused => pass.grant(10_000),
+            CompactState::Switch(finished) => {
+                // The first replacement is the meta, the second the index.
+                world.disk.plan_fault(OpKind::Replace, 1, Fault::Error(DiskError::Full));
+                log.switch(&finished, Timestamp(2_000), &mut world.queue).unwrap();
+                let event = world.finish(&mut log).unwrap();
+                assert_eq!((event.ended, event.leftovers.len()), (Ended::Done, 1));
+                pass.switched(Ok(()));
+            }
+            CompactState::Done(report) => break report,
+            CompactState::Failed(error) => panic!("{error}"),
+        }
+    };
+    assert!(report.segments_replaced == 1 && log.meta().switch.is_some() && *log.health() == Health::Well);
+    assert!(log.clean(Timestamp(3_000), &mut world.queue).unwrap());
+    assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
+    assert!(!log.clean(Timestamp(3_000), &mut world.queue).unwrap());
+    assert!(compact(&mut world, &mut log, 4_000, one, None).unwrap().segments_replaced > 1);
+    assert_eq!(state(&all(&mut world, &log)), before);
+    assert_eq!(world.open(5_000).unwrap().unwrap().1.damage, None);
 }

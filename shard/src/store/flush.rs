@@ -338,7 +338,8 @@ impl Store {
         match part.log.retain(&plan, now.wall, &mut self.queue) {
             Ok(true) => part.work = Work::Retain { segments: plan.segments },
             Ok(false) => {
-                let unknown = plan.unknown_age.filter(|base| part.index_tried != Some(*base));
+                let unknown = plan.unknown_age.or_else(|| part.bad_index.take());
+                let unknown = unknown.filter(|base| part.index_tried != Some(*base));
                 let rebuild = unknown.and_then(|base| {
                     let rebuild = IndexRebuild::new(shard.slot, &part.log, base, &mut self.queue)?;
                     Some(Work::Index(base, Box::new(rebuild)))
@@ -349,6 +350,16 @@ impl Store {
                 }
             }
             Err(_) => self.end_retaining(shard),
+        }
+    }
+
+    /// A reader misses an index: who looks for what is too old makes it again.
+    pub(crate) fn want_index(&mut self, shard: &mut Shard, base: Offset) {
+        let Some(part) = shard.part.as_mut().filter(|it| it.index_tried != Some(base)) else { return };
+        part.bad_index = Some(base);
+        if !part.retain_listed {
+            part.retain_listed = true;
+            self.retain_wanted.push_back(shard.config.shard);
         }
     }
 
@@ -378,8 +389,8 @@ impl Store {
             Err(_) if may_pass => {}
             Err(error) => {
                 let what = format!(
-                    "the segment at offset {base} has no index that says how old it is, and none can be made: {error}; \
-                     it stays with all behind it until the shard is larger than it may be, or is repaired"
+                    "the segment at offset {base} has no index, and none can be made: {error}; it is read from its front, and \
+                     retention by age keeps it with all behind it"
                 );
                 self.alarm(Alarm::Note { shard: shard.config.shard, what });
             }

@@ -236,6 +236,10 @@ impl Store {
         let Some(part) = &shard.part else { return };
         let Some(it) = self.history.readers.get_mut(index).and_then(Option::as_mut) else { return };
         it.reader.handle(done, &part.log, &mut self.queue);
+        if let Some(base) = it.reader.take_bad_index() {
+            self.want_index(shard, base);
+        }
+        let Some(it) = self.history.readers.get_mut(index).and_then(Option::as_mut) else { return };
         if it.closing {
             self.free_reader(index);
         } else if it.wish.is_some() {

@@ -79,7 +79,8 @@ pub(crate) enum Work {
     },
     /// Looking for what is too old or too much.
     Scan(RetainScan),
-    /// Making the index of the segment that begins here again: without it nobody knows how old the segment is.
+    /// Making the index of the segment that begins here again: without it nobody knows how old the segment is, and it is read
+    /// from its front.
     Index(Offset, Box<IndexRebuild>),
     Retain {
         segments: usize,
@@ -117,6 +118,8 @@ pub(crate) struct DiskPart {
     /// It is among those whose files are open.
     pub(crate) file_listed: bool,
     pub(crate) retain_listed: bool,
+    /// A reader found the segment that begins here without its index.
+    pub(crate) bad_index: Option<Offset>,
     /// The index of the segment that begins here was made again, or cannot be: nothing is gained by another try.
     pub(crate) index_tried: Option<Offset>,
     pub(crate) compact_listed: bool,
@@ -150,6 +153,7 @@ impl DiskPart {
             flush_listed: false,
             file_listed: false,
             retain_listed: false,
+            bad_index: None,
             index_tried: None,
             compact_listed: false,
             compact_note: None,
