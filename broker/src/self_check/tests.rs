@@ -66,7 +66,7 @@ fn io_uring() {
 #[test]
 fn locked_memory() {
     check(
-        |facts, _| facts.locked_memory = Limit { soft: 2_984, hard: 2_984 },
+        |facts, _| facts.locked_memory = Limit { soft: 65_536, hard: 65_536 },
         true,
         &["65536 bytes", "2097152 are needed", "ulimit -l 2048", "LimitMEMLOCK=infinity"],
     );
