@@ -39,7 +39,8 @@ pub enum SessionState {
     Draining,
 }
 
-/// Bytes waiting for flow control on one stream.
+/// Bytes waiting for flow control on one stream. Its memory is at most some twice of what waits, also while that never
+/// becomes nothing.
 #[derive(Debug, Default)]
 pub struct OutBuffer {
     bytes: Vec<u8>,
@@ -62,6 +63,7 @@ impl OutBuffer {
         while self.at < self.bytes.len() {
             let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
             if sent == 0 {
+                self.let_go_of_sent();
                 return Ok(false);
             }
             self.at += sent;
@@ -72,6 +74,15 @@ impl OutBuffer {
             self.bytes = Vec::new();
         }
         Ok(true)
+    }
+
+    /// A reader that is slow but never caught up with would keep all that was ever sent. Half of the bytes at least are
+    /// let go, so each byte is moved once on average.
+    fn let_go_of_sent(&mut self) {
+        if self.at >= 4 << 10 && self.at * 2 >= self.bytes.len() {
+            self.bytes.drain(..self.at);
+            self.at = 0;
+        }
     }
 
     /// Keeps the rest of `bytes` that was not sent.
@@ -219,4 +230,61 @@ impl Sessions {
 /// The low half of a key is the endpoint's slot (`felix_quic::ConnId::to_u64`).
 fn slot(conn: ConnKey) -> usize {
     conn.0 as u32 as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links::Read;
+    use crate::message::MeshMessage;
+    use felix_quic::LentBytes;
+
+    /// A stream that takes `room` bytes, then nothing.
+    struct Slow {
+        room: usize,
+    }
+
+    impl Links for Slow {
+        fn stream_recv(&mut self, _: ConnKey, _: u64, _: &mut [u8]) -> Result<Read, LinkError> {
+            Err(LinkError::WouldBlock)
+        }
+        fn stream_send(&mut self, _: ConnKey, _: u64, bytes: &[u8], _: bool) -> Result<usize, LinkError> {
+            let taken = bytes.len().min(self.room);
+            self.room -= taken;
+            Ok(taken)
+        }
+        fn stream_lend(&mut self, _: ConnKey, _: u64, _: LentBytes) -> Result<usize, LinkError> {
+            Ok(0)
+        }
+        fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
+            self.room
+        }
+        fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
+        fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
+        fn open_uni(&mut self, _: ConnKey) -> Result<u64, LinkError> {
+            Err(LinkError::StreamLimit)
+        }
+        fn datagram_send(&mut self, _: ConnKey, _: &[u8]) -> Result<(), LinkError> {
+            Err(LinkError::TooLarge)
+        }
+        fn close(&mut self, _: ConnKey, _: u16, _: &str) {}
+        fn mesh_send(&mut self, _: usize, message: MeshMessage) -> Result<(), MeshMessage> {
+            Err(message)
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_never_runs_empty_lets_go_of_what_was_sent() {
+        let mut links = Slow { room: 0 };
+        let mut out = OutBuffer::default();
+        out.keep(&[7; 2_000]);
+        for round in 0..10_000u32 {
+            links.room = 1_000;
+            out.buffer().extend_from_slice(&[round as u8; 1_000]);
+            assert_eq!(out.flush(ConnKey(1), 0, &mut links), Ok(false));
+        }
+        assert_eq!(out.waiting(), 2_000);
+        assert_eq!(out.bytes[out.at..], [[(9_998 % 256) as u8; 1_000], [(9_999 % 256) as u8; 1_000]].concat());
+        assert!(out.buffer().capacity() < 1 << 16, "{} bytes", out.buffer().capacity());
+    }
 }
