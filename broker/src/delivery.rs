@@ -9,7 +9,8 @@
 //! **Invariants**: subscriptions of one stream take turns. A stream whose send was short is left alone until the
 //! transport says it has room. A subscriber stays on a ready list until `next` says Wait or Closed.
 //!
-//! **Never**: a send per subscriber and batch when one per stream will do; memory per subscriber.
+//! **Never**: a send per subscriber and batch when one per stream will do; memory per subscriber, but the rest of a
+//! frame that flow control cut, and that of a large batch stays the copy that all share.
 //!
 //! **See**: `felix_shard::fan_out`.
 
@@ -91,7 +92,7 @@ impl Writer<'_> {
         self.written += batch.len();
         let sent = if self.delivery.blocked { 0 } else { links.stream_lend(conn, stream, lent.clone())? };
         if sent < batch.len() {
-            self.delivery.out.keep(&batch[sent..]);
+            self.delivery.out.keep_lent(lent, sent);
             self.delivery.blocked = true;
         }
         Ok(())
@@ -177,8 +178,19 @@ impl Core {
         if delivery.ready.is_empty() {
             return self.end_own_stream(conn, stream, links);
         }
-        // At least one frame is written even without room: the short send arms the announcement of room.
-        let room = links.stream_capacity(conn, stream).clamp(1, config.admission.write_bytes_max);
+        // Without room no frame is made: a client may have very many streams that it does not read.
+        let room = links.stream_capacity(conn, stream);
+        if room == 0 {
+            match links.stream_wait(conn, stream) {
+                Ok(true) => {}
+                Ok(false) => {
+                    delivery.blocked = true;
+                    return;
+                }
+                Err(error) => return self.on_delivery_error(conn, stream, error),
+            }
+        }
+        let room = room.clamp(1, config.admission.write_bytes_max);
         scratch.clear();
         let mut closed = None;
         let mut writer = Writer { delivery, conn, written: 0 };
@@ -222,6 +234,11 @@ impl Core {
         if let Some((key, code)) = closed {
             self.close_subscription(conn, key, code, "the subscriber was too slow for policy disconnect");
         }
+    }
+
+    /// Memory that a session's unsent deliveries take, for tests.
+    pub fn delivery_bytes_kept(&mut self, conn: ConnKey) -> usize {
+        self.sessions.get(conn).map_or(0, |it| it.delivery.iter().map(|stream| stream.out.own_bytes()).sum())
     }
 
     fn on_delivery_error(&mut self, conn: ConnKey, stream: u64, error: LinkError) {

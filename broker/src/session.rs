@@ -8,7 +8,8 @@
 //! **Invariants**: an idle session holds no buffers: frames are cut in the core's scratch and only an unfinished one is
 //! kept. Everything unsent is bounded by `admission.rs`.
 //!
-//! **Never**: a copy of a batch per subscriber: only the rest of a frame that flow control cut is kept.
+//! **Never**: a copy of a large batch per subscriber: what flow control cut of one is a handle of the copy that all share;
+//! of a small one the rest of the frame is kept.
 //!
 //! **See**: `requests.rs` (control frames), `channel.rs` (publish), `delivery.rs` (subscriptions).
 
@@ -18,6 +19,7 @@ use felix_control::authorise::Principal;
 use felix_protocol::frame_stream::FrameStream;
 use felix_protocol::ids::SubscriptionId;
 use felix_protocol::time::Time;
+use felix_quic::LentBytes;
 use felix_shard::event::{ConnKey, SubKey};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -45,35 +47,77 @@ pub enum SessionState {
 pub struct OutBuffer {
     bytes: Vec<u8>,
     at: usize,
+    /// Comes behind `bytes`.
+    lent: Option<Box<LentRest>>,
+}
+
+/// The rest of a batch that was lent to the transport: the copy that all subscribers share, not one of its own.
+struct LentRest {
+    batch: LentBytes,
+    at: usize,
+    /// What comes behind it.
+    behind: Vec<u8>,
+}
+
+impl LentRest {
+    fn rest(&self) -> &[u8] {
+        &(*self.batch).as_ref()[self.at..]
+    }
+}
+
+impl std::fmt::Debug for LentRest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LentRest").field("rest", &self.rest().len()).field("behind", &self.behind.len()).finish()
+    }
 }
 
 impl OutBuffer {
     /// Bytes not sent yet.
     pub fn waiting(&self) -> usize {
-        self.bytes.len() - self.at
+        let lent = self.lent.as_ref().map_or(0, |lent| lent.rest().len() + lent.behind.len());
+        self.bytes.len() - self.at + lent
+    }
+
+    /// Bytes of memory that are this buffer's own.
+    pub fn own_bytes(&self) -> usize {
+        self.bytes.capacity() + self.lent.as_ref().map_or(0, |lent| lent.behind.capacity())
     }
 
     /// The buffer to append whole frames to.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        match &mut self.lent {
+            Some(lent) => &mut lent.behind,
+            None => &mut self.bytes,
+        }
     }
 
     /// Sends what flow control takes. `Ok(true)`: all is sent.
     pub fn flush(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) -> Result<bool, LinkError> {
-        while self.at < self.bytes.len() {
-            let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
-            if sent == 0 {
-                self.let_go_of_sent();
-                return Ok(false);
+        loop {
+            while self.at < self.bytes.len() {
+                let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
+                if sent == 0 {
+                    self.let_go_of_sent();
+                    return Ok(false);
+                }
+                self.at += sent;
             }
-            self.at += sent;
+            self.bytes.clear();
+            self.at = 0;
+            if self.bytes.capacity() > 4 << 10 {
+                self.bytes = Vec::new();
+            }
+            let Some(lent) = &mut self.lent else { return Ok(true) };
+            while !lent.rest().is_empty() {
+                let sent = links.stream_send(conn, stream, lent.rest(), false)?;
+                if sent == 0 {
+                    return Ok(false);
+                }
+                lent.at += sent;
+            }
+            self.bytes = std::mem::take(&mut lent.behind);
+            self.lent = None;
         }
-        self.bytes.clear();
-        self.at = 0;
-        if self.bytes.capacity() > 4 << 10 {
-            self.bytes = Vec::new();
-        }
-        Ok(true)
     }
 
     /// A reader that is slow but never caught up with would keep all that was ever sent. Half of the bytes at least are
@@ -87,7 +131,15 @@ impl OutBuffer {
 
     /// Keeps the rest of `bytes` that was not sent.
     pub fn keep(&mut self, rest: &[u8]) {
-        self.bytes.extend_from_slice(rest);
+        self.buffer().extend_from_slice(rest);
+    }
+
+    /// Keeps a lent batch from `at` on, of which not all was sent.
+    pub fn keep_lent(&mut self, batch: &LentBytes, at: usize) {
+        match &self.lent {
+            Some(_) => self.keep(&(**batch).as_ref()[at..]),
+            None => self.lent = Some(Box::new(LentRest { batch: batch.clone(), at, behind: Vec::new() })),
+        }
     }
 }
 
@@ -237,7 +289,6 @@ mod tests {
     use super::*;
     use crate::links::Read;
     use crate::message::MeshMessage;
-    use felix_quic::LentBytes;
 
     /// A stream that takes `room` bytes, then nothing.
     struct Slow {
@@ -258,6 +309,9 @@ mod tests {
         }
         fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
             self.room
+        }
+        fn stream_wait(&mut self, _: ConnKey, _: u64) -> Result<bool, LinkError> {
+            Ok(self.room > 0)
         }
         fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
         fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}

@@ -10,7 +10,7 @@ use felix_control::command::Internal;
 use felix_control::member::{Member, MemberSettings};
 use felix_protocol::batch_builder::{BatchBuilder, ProducerStamp, RecordToPublish};
 use felix_protocol::envelope::{FrameType, write_frame};
-use felix_protocol::frame::{CHANNEL_ACKS, Frame, Hello, OpenChannel};
+use felix_protocol::frame::{CHANNEL_ACKS, DeliveryMode, Frame, Hello, OpenChannel, SlowPolicy, Start, Subscribe};
 use felix_protocol::ids::{
     ClusterId, CoreId, NodeId, NodeSession, ProducerEpoch, ProducerId, Sequence, ShardIndex, StreamId,
 };
@@ -63,6 +63,9 @@ impl Links for Kept {
     }
     fn stream_capacity(&mut self, _: ConnKey, stream: u64) -> usize {
         self.room.get(&stream).copied().unwrap_or(usize::MAX)
+    }
+    fn stream_wait(&mut self, _: ConnKey, stream: u64) -> Result<bool, LinkError> {
+        Ok(self.stream_capacity(CONN, stream) > 0)
     }
     fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
@@ -157,6 +160,23 @@ impl Lab {
         );
     }
 
+    fn subscribe(&mut self, id: u32, mode: DeliveryMode) {
+        self.ask(
+            0,
+            id,
+            &Frame::Subscribe(Subscribe {
+                stream_name: stream_name(),
+                stream: None,
+                shard_index: ShardIndex(0),
+                start: Start::Latest,
+                policy: SlowPolicy::Block,
+                mode,
+                credit_bytes: None,
+                filter: String::new(),
+            }),
+        );
+    }
+
     /// Answers as the owner of shards elsewhere does. Returns how many batches of each channel it was sent.
     fn answer(&mut self) -> HashMap<u64, usize> {
         let mut batches = HashMap::new();
@@ -231,4 +251,30 @@ fn channels_behind_a_loud_one_get_their_turn() {
         loud_sent += lab.answer().get(&loud).copied().unwrap_or(0);
     }
     assert!(loud_sent > 900, "{loud_sent}");
+}
+
+#[test]
+fn streams_that_are_not_read_share_what_waits_for_them() {
+    let mut lab = Lab::new(1, Admission::default());
+    for id in 1..=100 {
+        // Half of the streams take nothing, half take a little.
+        let room = if id % 2 == 0 { 1_000 } else { 0 };
+        lab.links.room.insert(u64::from(id) * 4 - 1, room);
+        lab.subscribe(id, DeliveryMode::Own);
+        lab.turn();
+    }
+    lab.open_channel(4, 0);
+    lab.turn();
+    lab.write(4, &batches(4, 0..1, &[7; 100_000]));
+    lab.turn();
+    assert_eq!(lab.links.sent[&7], 1_000, "a stream is not used");
+    let kept = lab.core.delivery_bytes_kept(CONN);
+    assert!(kept < 1 << 20, "{kept} bytes are kept for streams that are not read");
+    // All of it comes once there is room.
+    for stream in (1..=100).map(|id| id * 4 - 1) {
+        lab.links.room.insert(stream, usize::MAX);
+        lab.core.on_writable(CONN, stream);
+        lab.turn();
+        assert!(lab.links.sent[&stream] > 100_000, "{} bytes on stream {stream}", lab.links.sent[&stream]);
+    }
 }
