@@ -238,7 +238,7 @@ impl Core {
 
     /// Memory that a session's unsent deliveries take, for tests.
     pub fn delivery_bytes_kept(&mut self, conn: ConnKey) -> usize {
-        self.sessions.get(conn).map_or(0, |it| it.delivery.iter().map(|stream| stream.out.own_bytes()).sum())
+        self.sessions.get(conn).map_or(0, |it| it.delivery.values().map(|stream| stream.out.own_bytes()).sum())
     }
 
     fn on_delivery_error(&mut self, conn: ConnKey, stream: u64, error: LinkError) {
@@ -252,8 +252,9 @@ impl Core {
     /// A stream of its own whose subscription ended is finished once all is sent.
     fn end_own_stream(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) {
         let Some(session) = self.sessions.get(conn) else { return };
-        if session.shared != Some(stream) && !session.subs.values().any(|sub| sub.stream == stream) {
-            session.delivery.retain(|it| it.stream != stream);
+        let own = session.delivery.get(&stream).and_then(|it| it.own);
+        if own.is_some_and(|id| session.subs.get(&id).is_none_or(|sub| sub.stream != stream)) {
+            session.delivery.remove(&stream);
             let _ = links.stream_send(conn, stream, &[], true);
         }
     }
@@ -285,7 +286,7 @@ impl Core {
                                 as_gap(scratch);
                                 let _ = links.datagram_send(conn, scratch);
                             } else if let Some(stream) = session.shared
-                                && let Some(delivery) = session.delivery.iter_mut().find(|it| it.stream == stream)
+                                && let Some(delivery) = session.delivery.get_mut(&stream)
                             {
                                 spill(delivery, scratch, counters);
                                 if !delivery.queued && !delivery.blocked {

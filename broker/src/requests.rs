@@ -333,8 +333,9 @@ impl Core {
                 let opened = links.open_uni(conn).map_err(|_| {
                     Refusal(ErrorCode::TooMany, "you allow no further unidirectional stream".to_string())
                 })?;
-                session.delivery.push(DeliveryStream::new(opened));
-                if it.mode != DeliveryMode::Own {
+                let own = (it.mode == DeliveryMode::Own).then_some(id);
+                session.delivery.insert(opened, DeliveryStream::new(opened, own));
+                if own.is_none() {
                     session.shared = Some(opened);
                 }
                 opened
@@ -416,7 +417,10 @@ impl Core {
         let Some(sub) = session.subs.get(&id).copied() else { return };
         let frame = Frame::SubscriptionClosed(SubscriptionClosed { code, next, detail: detail.to_string() });
         if let Some(delivery) = session.delivery_stream(sub.stream) {
-            delivery.ready.retain(|(key, _)| *key != sub.key);
+            // On the shared stream an ended one says Wait when its turn comes; a search for each of many would not end.
+            if delivery.own.is_some() {
+                delivery.ready.clear();
+            }
             frame.encode(id.0, delivery.out.buffer());
         }
         self.forget_subscription(conn, id);
@@ -436,12 +440,17 @@ impl Core {
     /// A server-opened stream was refused by the client: its subscriptions end.
     pub(crate) fn drop_delivery_stream(&mut self, conn: ConnKey, stream: u64) {
         let Some(session) = self.sessions.get(conn) else { return };
-        session.delivery.retain(|it| it.stream != stream);
+        let Some(dropped) = session.delivery.remove(&stream) else { return };
         if session.shared == Some(stream) {
             session.shared = None;
         }
-        let mut ended: Vec<(SubscriptionId, SubKey)> =
-            session.subs.iter().filter(|(_, sub)| sub.stream == stream).map(|(id, sub)| (*id, sub.key)).collect();
+        let is_on_it = |sub: &SessionSub| sub.stream == stream;
+        let mut ended: Vec<(SubscriptionId, SubKey)> = match dropped.own {
+            Some(id) => {
+                session.subs.get(&id).filter(|sub| is_on_it(sub)).map(|sub| (id, sub.key)).into_iter().collect()
+            }
+            None => session.subs.iter().filter(|(_, sub)| is_on_it(sub)).map(|(id, sub)| (*id, sub.key)).collect(),
+        };
         ended.sort_unstable_by_key(|(id, _)| *id);
         for (id, key) in ended {
             self.fan_out.unsubscribe(key);

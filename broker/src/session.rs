@@ -21,7 +21,7 @@ use felix_protocol::ids::SubscriptionId;
 use felix_protocol::time::Time;
 use felix_quic::LentBytes;
 use felix_shard::event::{ConnKey, SubKey};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// QUIC stream id of the control stream: the first that a client opens.
@@ -148,6 +148,8 @@ impl OutBuffer {
 pub struct DeliveryStream {
     /// QUIC stream id.
     pub stream: u64,
+    /// The subscription whose own it is; None: it is shared.
+    pub own: Option<SubscriptionId>,
     /// What flow control cut.
     pub out: OutBuffer,
     /// Subscriptions with something to send, round robin.
@@ -160,8 +162,8 @@ pub struct DeliveryStream {
 
 impl DeliveryStream {
     /// A fresh one.
-    pub fn new(stream: u64) -> DeliveryStream {
-        DeliveryStream { stream, out: OutBuffer::default(), ready: VecDeque::new(), queued: false, blocked: false }
+    pub fn new(stream: u64, own: Option<SubscriptionId>) -> DeliveryStream {
+        DeliveryStream { stream, own, out: OutBuffer::default(), ready: VecDeque::new(), queued: false, blocked: false }
     }
 }
 
@@ -199,8 +201,8 @@ pub struct Session {
     pub channels: HashMap<u64, Box<Channel>>,
     /// Subscriptions by number.
     pub subs: HashMap<SubscriptionId, SessionSub>,
-    /// Streams that carry deliveries; the first is the shared one.
-    pub delivery: Vec<DeliveryStream>,
+    /// Streams that carry deliveries, by QUIC id: a client may have one per subscription.
+    pub delivery: BTreeMap<u64, DeliveryStream>,
     /// Subscriptions that send datagrams and have something to send.
     pub datagrams: VecDeque<(SubKey, SubscriptionId)>,
     /// The datagram list is on the core's list.
@@ -224,7 +226,7 @@ impl Session {
             requests: 0,
             channels: HashMap::new(),
             subs: HashMap::new(),
-            delivery: Vec::new(),
+            delivery: BTreeMap::new(),
             datagrams: VecDeque::new(),
             datagrams_queued: false,
             shared: None,
@@ -233,7 +235,7 @@ impl Session {
 
     /// The delivery stream with this QUIC id.
     pub fn delivery_stream(&mut self, stream: u64) -> Option<&mut DeliveryStream> {
-        self.delivery.iter_mut().find(|it| it.stream == stream)
+        self.delivery.get_mut(&stream)
     }
 }
 
