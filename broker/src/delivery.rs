@@ -17,7 +17,7 @@
 use crate::core::Core;
 use crate::egress::Egress;
 use crate::links::{LinkError, Links};
-use crate::session::DeliveryStream;
+use crate::session::{CONTROL_STREAM, DeliveryStream};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{DELIVER_PREFIX_BYTES, Deliver, Delivery, DeliveryMode, Frame, deliver_prefix};
 use felix_protocol::ids::SubscriptionId;
@@ -163,10 +163,22 @@ impl Core {
         scratch: &mut Vec<u8>,
         links: &mut impl Links,
     ) {
-        let Core { fan_out, sessions, counters, config, egress, .. } = self;
-        let Some(delivery) = sessions.get(conn).and_then(|it| it.delivery_stream(stream)) else { return };
+        let Core { fan_out, sessions, counters, config, egress, stalled, .. } = self;
+        let Some(session) = sessions.get(conn) else { return };
+        let Some(delivery) = session.delivery.get_mut(&stream) else { return };
         delivery.queued = false;
-        match delivery.out.flush(conn, stream, links) {
+        let waited = delivery.out.waiting();
+        let flushed = delivery.out.flush(conn, stream, links);
+        if delivery.closing_bytes > 0 {
+            // All that went counts: a bound, not an account.
+            let sent = delivery.closing_bytes.min(waited - delivery.out.waiting());
+            delivery.closing_bytes -= sent;
+            session.closing_bytes -= sent;
+            if session.control_stalled && sent > 0 {
+                stalled.push_back((conn, CONTROL_STREAM));
+            }
+        }
+        match flushed {
             // After a send that was not short no room is announced, whatever was said before.
             Ok(true) => delivery.blocked = false,
             Ok(false) => {

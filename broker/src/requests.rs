@@ -1,7 +1,8 @@
 //! **What**: the control stream of a session: Hello, routes, subscriptions, credit, admin, stats.
 //!
 //! **Invariants**: each request is answered exactly once, by its reply or a typed error with its number. Requests that
-//! wait for the control thread are bounded per connection; while too many replies are unsent, no request is read.
+//! wait for the control thread are bounded per connection; while too many replies, or ends of subscriptions on their
+//! streams, are unsent, no request is read.
 //!
 //! **Never**: an answer before Hello.
 //!
@@ -46,6 +47,7 @@ impl Core {
                 let admission = self.config.admission;
                 let Some(session) = self.sessions.get(conn) else { return };
                 if session.control_out.waiting() > admission.control_out_bytes_max
+                    || session.closing_bytes > admission.control_out_bytes_max
                     || session.requests >= admission.requests_max
                 {
                     session.control_stalled = true;
@@ -416,12 +418,16 @@ impl Core {
         let Some(session) = self.sessions.get(conn) else { return };
         let Some(sub) = session.subs.get(&id).copied() else { return };
         let frame = Frame::SubscriptionClosed(SubscriptionClosed { code, next, detail: detail.to_string() });
-        if let Some(delivery) = session.delivery_stream(sub.stream) {
+        if let Some(delivery) = session.delivery.get_mut(&sub.stream) {
             // On the shared stream an ended one says Wait when its turn comes; a search for each of many would not end.
             if delivery.own.is_some() {
                 delivery.ready.clear();
             }
+            let waited = delivery.out.waiting();
             frame.encode(id.0, delivery.out.buffer());
+            let bytes = delivery.out.waiting() - waited;
+            delivery.closing_bytes += bytes;
+            session.closing_bytes += bytes;
         }
         self.forget_subscription(conn, id);
     }
@@ -443,6 +449,10 @@ impl Core {
         let Some(dropped) = session.delivery.remove(&stream) else { return };
         if session.shared == Some(stream) {
             session.shared = None;
+        }
+        session.closing_bytes -= dropped.closing_bytes;
+        if session.control_stalled {
+            self.stalled.push_back((conn, CONTROL_STREAM));
         }
         let is_on_it = |sub: &SessionSub| sub.stream == stream;
         let mut ended: Vec<(SubscriptionId, SubKey)> = match dropped.own {

@@ -152,6 +152,8 @@ pub struct DeliveryStream {
     pub own: Option<SubscriptionId>,
     /// What flow control cut.
     pub out: OutBuffer,
+    /// Bytes of `SubscriptionClosed` among what waits, at most.
+    pub closing_bytes: usize,
     /// Subscriptions with something to send, round robin.
     pub ready: VecDeque<(SubKey, SubscriptionId)>,
     /// It is on the core's list of streams to write.
@@ -163,7 +165,15 @@ pub struct DeliveryStream {
 impl DeliveryStream {
     /// A fresh one.
     pub fn new(stream: u64, own: Option<SubscriptionId>) -> DeliveryStream {
-        DeliveryStream { stream, own, out: OutBuffer::default(), ready: VecDeque::new(), queued: false, blocked: false }
+        DeliveryStream {
+            stream,
+            own,
+            out: OutBuffer::default(),
+            closing_bytes: 0,
+            ready: VecDeque::new(),
+            queued: false,
+            blocked: false,
+        }
     }
 }
 
@@ -203,6 +213,8 @@ pub struct Session {
     pub subs: HashMap<SubscriptionId, SessionSub>,
     /// Streams that carry deliveries, by QUIC id: a client may have one per subscription.
     pub delivery: BTreeMap<u64, DeliveryStream>,
+    /// Unsent bytes of `SubscriptionClosed` on all of them: these are asked for, so they hold further requests.
+    pub closing_bytes: usize,
     /// Subscriptions that send datagrams and have something to send.
     pub datagrams: VecDeque<(SubKey, SubscriptionId)>,
     /// The datagram list is on the core's list.
@@ -227,6 +239,7 @@ impl Session {
             channels: HashMap::new(),
             subs: HashMap::new(),
             delivery: BTreeMap::new(),
+            closing_bytes: 0,
             datagrams: VecDeque::new(),
             datagrams_queued: false,
             shared: None,
