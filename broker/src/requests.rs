@@ -330,6 +330,14 @@ impl Core {
             let detail = format!("at most {} subscriptions per connection", admission.subscriptions_max);
             return Err(Refusal(ErrorCode::TooMany, detail));
         }
+        if !self.fan_out.has_room_for(place.shard, &filter) {
+            let max = self.config.shard_limits.filters_max;
+            let detail = format!(
+                "this core has {max} different filters on the shard; subscribe with one that others use or a wider one, \
+                 or on another connection: another core has its own"
+            );
+            return Err(Refusal(ErrorCode::TooMany, detail));
+        }
         let stream = match (it.mode, session.shared) {
             (DeliveryMode::Own, _) | (_, None) => {
                 let opened = links.open_uni(conn).map_err(|_| {

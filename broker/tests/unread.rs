@@ -165,6 +165,10 @@ impl Lab {
     }
 
     fn subscribe(&mut self, id: u32, mode: DeliveryMode) {
+        self.subscribe_to(id, mode, "");
+    }
+
+    fn subscribe_to(&mut self, id: u32, mode: DeliveryMode, filter: &str) {
         self.ask(
             0,
             id,
@@ -176,7 +180,7 @@ impl Lab {
                 policy: SlowPolicy::Block,
                 mode,
                 credit_bytes: None,
-                filter: String::new(),
+                filter: filter.to_string(),
             }),
         );
     }
@@ -345,4 +349,26 @@ fn ends_that_are_not_read_hold_further_requests() {
     lab.turn();
     assert_eq!(lab.links.sent[&3], u64::from(pairs) * closed.len() as u64);
     assert_eq!(lab.core.subscription_count(), 0);
+}
+
+#[test]
+fn different_filters_of_a_shard_are_bounded() {
+    let mut lab = Lab::new(1, Admission::default());
+    let max = felix_shard::limits::Limits::default().filters_max as u32;
+    for id in 1..=max + 10 {
+        lab.subscribe_to(id, DeliveryMode::Shared, &format!("key.{id}"));
+    }
+    lab.turn();
+    assert_eq!(lab.core.subscription_count(), max as usize);
+    assert_eq!(lab.core.counters.requests_refused, 10);
+    // Those in use and none at all are taken further on, and a filter that goes makes room.
+    lab.subscribe_to(max + 11, DeliveryMode::Shared, "key.7");
+    lab.subscribe(max + 12, DeliveryMode::Shared);
+    lab.turn();
+    assert_eq!(lab.core.subscription_count(), max as usize + 2);
+    lab.ask(0, 1, &Frame::Unsubscribe);
+    lab.subscribe_to(max + 13, DeliveryMode::Shared, "key.new");
+    lab.turn();
+    assert_eq!(lab.core.subscription_count(), max as usize + 2);
+    assert_eq!(lab.core.counters.requests_refused, 10);
 }

@@ -25,6 +25,7 @@ use crate::tail::{Pushed, Tail, TailCounters};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::Start;
 use felix_protocol::ids::ShardId;
+use felix_protocol::pattern::Pattern;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Timestamp};
 use std::collections::{HashMap, VecDeque};
@@ -200,6 +201,12 @@ impl FanOut {
             self.deriver.take_back_batch(last);
         }
         self.scheduled.pop_front()
+    }
+
+    /// Whether a subscription with this filter may start (`Limits::filters_max`).
+    pub fn has_room_for(&self, shard: ShardId, filter: &Option<Pattern>) -> bool {
+        let tail = self.tail_of.get(&shard).and_then(|index| self.tails[*index as usize].tail.as_ref());
+        tail.is_none_or(|tail| tail.has_room_for(filter, &self.limits))
     }
 
     /// Starts a subscription.
