@@ -481,3 +481,26 @@ fn a_damaged_or_unfinished_backup_is_refused() {
     assert_eq!(code, 0, "{said}");
     fs::remove_dir_all(root).unwrap();
 }
+
+#[test]
+fn a_stream_whose_last_records_have_expired_is_saved() {
+    let Some(binary) = binary() else { return };
+    let root = folder("expired");
+    let (data, backup) = (root.join("data"), root.join("backup"));
+    fs::create_dir(&data).unwrap();
+    let broker = Broker::start(&binary, &data, 1);
+    let client = broker.connect();
+    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
+    publish(&client, "a/b/c", 0..10, 100);
+    let publisher = client.publisher(&stream("a/b/c"), PublisherOptions::default()).unwrap();
+    for _ in 0..10 {
+        publisher.send(&RecordToPublish { value: b"soon gone", ttl_ms: Some(50), ..Default::default() }).unwrap();
+    }
+    publisher.flush().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
+    assert_eq!(code, 0, "{said}");
+    let manifest = Manifest::parse(&fs::read(backup.join(MANIFEST)).unwrap(), sha256).unwrap();
+    assert_eq!(manifest.streams[0].files[0].end.0, 20);
+}

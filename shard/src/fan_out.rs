@@ -293,6 +293,7 @@ impl FanOut {
             sub.lineage = state.lineage;
             sub.told = state.start;
             sub.cursor = state.start;
+            sub.promised = state.high_watermark;
             self.schedule(key);
         }
         Some(result)
