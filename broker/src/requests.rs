@@ -392,6 +392,9 @@ impl Core {
                         refused.lineage.0, refused.next
                     ),
                     ErrorCode::OffsetInFuture => format!("the log ends at offset {}", refused.next),
+                    ErrorCode::StorageFailed => {
+                        "the shard did not open, or its storage failed; see the broker's log".to_string()
+                    }
                     _ => "the stream was deleted or moved; ask for its route".to_string(),
                 };
                 self.refuse(conn, id.0, refused.code, detail);
