@@ -534,6 +534,9 @@ fn a_shard_that_did_not_open_is_not_saved_as_empty() {
     let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
     assert_eq!(code, 0, "{said}");
     let manifest = Manifest::parse(&fs::read(backup.join(MANIFEST)).unwrap(), sha256).unwrap();
+    // What the end is taken from if reports are old.
+    let subscriber = client.subscribe(&stream("a/b/c"), SubscribeOptions::default()).unwrap();
+    assert_eq!(subscriber.committed().iter().map(|it| it.offset.0).collect::<Vec<_>>(), [10]);
     let ends: Vec<u64> = manifest.streams.iter().map(|it| it.files[0].end.0).collect();
     assert_eq!(ends, [10, 0]);
 }

@@ -337,15 +337,21 @@ impl Backup<'_> {
         let (mut info, mut shards) = self.describe(name)?;
         let mut files = Vec::new();
         if info.spec.durability != Durability::Ephemeral {
-            // A shard that is not open, or will never be, is described as empty: only whoever subscribes hears of it. So
-            // its end is asked for once all are open.
+            // A shard that is not open, or will never be, is described as empty, and reports may be old: only whoever
+            // subscribes hears of it and of its true end.
             let open = SubscribeOptions { start: Start::Latest, shards: Shards::All, ..Default::default() };
-            drop(self.client.subscribe(name, open).map_err(|error| {
+            let subscriber = self.client.subscribe(name, open).map_err(|error| {
                 let failure = Failure::from(error);
                 let why = failure.message().unwrap_or_default();
                 Failure::new(failure.exit(), format!("{name} cannot be saved: {why}"))
-            })?);
+            })?;
             (info, shards) = self.describe(name)?;
+            for (status, committed) in shards.iter_mut().zip(subscriber.committed()) {
+                if status.lineage == committed.lineage {
+                    status.high_watermark = status.high_watermark.max(committed.offset);
+                }
+            }
+            drop(subscriber);
             self.bar
                 .expect(shards.iter().map(|it| it.high_watermark.0 - it.log_start.0.min(it.high_watermark.0)).sum());
             self.bar.say(&name.to_string());
