@@ -85,6 +85,9 @@ impl Links for Outside {
     fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
         1 << 20
     }
+    fn stream_wait(&mut self, _: ConnKey, _: u64) -> Result<bool, LinkError> {
+        Ok(true)
+    }
     fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn open_uni(&mut self, _: ConnKey) -> Result<u64, LinkError> {

@@ -17,7 +17,7 @@ pub struct Admission {
     pub requests_max: u32,
     /// Subscriptions of a core.
     pub core_subscriptions_max: usize,
-    /// Unsent control bytes of a connection; beyond it no further request is read.
+    /// Unsent control bytes of a connection, and unsent ends of its subscriptions; beyond it no further request is read.
     pub control_out_bytes_max: usize,
     /// Unsent ack bytes of a channel; beyond it no further batch is read.
     pub ack_out_bytes_max: usize,

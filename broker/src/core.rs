@@ -92,6 +92,11 @@ pub struct Core {
     pub(crate) forwarded: Vec<u32>,
     /// Channels not read to their end because of a bound.
     pub(crate) stalled: VecDeque<(ConnKey, u64)>,
+    /// Those of a pass over the stalled ones that got their share, and those that may go on with it (`retry_stalled`).
+    pub(crate) fed: VecDeque<(ConnKey, u64)>,
+    pub(crate) cut: VecDeque<(ConnKey, u64)>,
+    /// Batches that the channel being read may still hand on before others get their turn.
+    pub(crate) share: u32,
     /// Channels with acks to send.
     pub(crate) ack_queue: Vec<(ConnKey, u64)>,
     /// Delivery streams with something to send.
@@ -144,6 +149,9 @@ impl Core {
             full: vec![false; members],
             forwarded: vec![0; members],
             stalled: VecDeque::new(),
+            fed: VecDeque::new(),
+            cut: VecDeque::new(),
+            share: 0,
             ack_queue: Vec::new(),
             delivery_queue: VecDeque::new(),
             datagram_queue: VecDeque::new(),
@@ -273,7 +281,7 @@ impl Core {
     pub fn on_readable(&mut self, now: Now, conn: ConnKey, stream: u64, links: &mut impl Links) {
         match stream & 0b11 {
             0b00 if stream == CONTROL_STREAM => self.read_control(now, conn, links),
-            0b00 => self.read_channel(now, conn, stream, links),
+            0b00 => self.read_channel(now, conn, stream, u32::MAX, links),
             _ => {
                 self.fail_session(conn, ErrorCode::UnexpectedFrame, "a client opens bidirectional streams only", links)
             }

@@ -124,6 +124,9 @@ impl Links for RealLinks<'_> {
         self.endpoint.stream_capacity(id(conn), stream).unwrap_or(0)
     }
 
+    fn stream_wait(&mut self, conn: ConnKey, stream: u64) -> Result<bool, LinkError> {
+        self.endpoint.stream_wait(id(conn), stream).map_err(link_error)
+    }
     fn stop_reading(&mut self, conn: ConnKey, stream: u64, code: u16) {
         // A stream that is over already needs no stopping.
         let _ = self.endpoint.stream_shutdown_read(id(conn), stream, u64::from(code));

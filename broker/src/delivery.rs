@@ -9,14 +9,15 @@
 //! **Invariants**: subscriptions of one stream take turns. A stream whose send was short is left alone until the
 //! transport says it has room. A subscriber stays on a ready list until `next` says Wait or Closed.
 //!
-//! **Never**: a send per subscriber and batch when one per stream will do; memory per subscriber.
+//! **Never**: a send per subscriber and batch when one per stream will do; memory per subscriber, but the rest of a
+//! frame that flow control cut, and that of a large batch stays the copy that all share.
 //!
 //! **See**: `felix_shard::fan_out`.
 
 use crate::core::Core;
 use crate::egress::Egress;
 use crate::links::{LinkError, Links};
-use crate::session::DeliveryStream;
+use crate::session::{CONTROL_STREAM, DeliveryStream};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{DELIVER_PREFIX_BYTES, Deliver, Delivery, DeliveryMode, Frame, deliver_prefix};
 use felix_protocol::ids::SubscriptionId;
@@ -89,7 +90,7 @@ impl Writer<'_> {
         self.written += batch.len();
         let sent = if self.delivery.blocked { 0 } else { links.stream_lend(conn, stream, lent.clone())? };
         if sent < batch.len() {
-            self.delivery.out.keep(&batch[sent..]);
+            self.delivery.out.keep_lent(lent, sent);
             self.delivery.blocked = true;
         }
         Ok(())
@@ -160,10 +161,22 @@ impl Core {
         scratch: &mut Vec<u8>,
         links: &mut impl Links,
     ) {
-        let Core { fan_out, sessions, counters, config, egress, .. } = self;
-        let Some(delivery) = sessions.get(conn).and_then(|it| it.delivery_stream(stream)) else { return };
+        let Core { fan_out, sessions, counters, config, egress, stalled, .. } = self;
+        let Some(session) = sessions.get(conn) else { return };
+        let Some(delivery) = session.delivery.get_mut(&stream) else { return };
         delivery.queued = false;
-        match delivery.out.flush(conn, stream, links) {
+        let waited = delivery.out.waiting();
+        let flushed = delivery.out.flush(conn, stream, links);
+        if delivery.closing_bytes > 0 {
+            // All that went counts: a bound, not an account.
+            let sent = delivery.closing_bytes.min(waited - delivery.out.waiting());
+            delivery.closing_bytes -= sent;
+            session.closing_bytes -= sent;
+            if session.control_stalled && sent > 0 {
+                stalled.push_back((conn, CONTROL_STREAM));
+            }
+        }
+        match flushed {
             // After a send that was not short no room is announced, whatever was said before.
             Ok(true) => delivery.blocked = false,
             Ok(false) => {
@@ -175,8 +188,19 @@ impl Core {
         if delivery.ready.is_empty() {
             return self.end_own_stream(conn, stream, links);
         }
-        // At least one frame is written even without room: the short send arms the announcement of room.
-        let room = links.stream_capacity(conn, stream).clamp(1, config.admission.write_bytes_max);
+        // Without room no frame is made: a client may have very many streams that it does not read.
+        let room = links.stream_capacity(conn, stream);
+        if room == 0 {
+            match links.stream_wait(conn, stream) {
+                Ok(true) => {}
+                Ok(false) => {
+                    delivery.blocked = true;
+                    return;
+                }
+                Err(error) => return self.on_delivery_error(conn, stream, error),
+            }
+        }
+        let room = room.clamp(1, config.admission.write_bytes_max);
         scratch.clear();
         let mut closed = None;
         let mut writer = Writer { delivery, conn, written: 0 };
@@ -223,6 +247,11 @@ impl Core {
         }
     }
 
+    /// Memory that a session's unsent deliveries take, for tests.
+    pub fn delivery_bytes_kept(&mut self, conn: ConnKey) -> usize {
+        self.sessions.get(conn).map_or(0, |it| it.delivery.values().map(|stream| stream.out.own_bytes()).sum())
+    }
+
     fn on_delivery_error(&mut self, conn: ConnKey, stream: u64, error: LinkError) {
         match error {
             // The endpoint tells that the connection is over in its own event.
@@ -234,8 +263,9 @@ impl Core {
     /// A stream of its own whose subscription ended is finished once all is sent.
     fn end_own_stream(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) {
         let Some(session) = self.sessions.get(conn) else { return };
-        if session.shared != Some(stream) && !session.subs.values().any(|sub| sub.stream == stream) {
-            session.delivery.retain(|it| it.stream != stream);
+        let own = session.delivery.get(&stream).and_then(|it| it.own);
+        if own.is_some_and(|id| session.subs.get(&id).is_none_or(|sub| sub.stream != stream)) {
+            session.delivery.remove(&stream);
             let _ = links.stream_send(conn, stream, &[], true);
         }
     }
@@ -268,7 +298,7 @@ impl Core {
                                 as_gap(scratch);
                                 let _ = links.datagram_send(conn, scratch);
                             } else if let Some(stream) = session.shared
-                                && let Some(delivery) = session.delivery.iter_mut().find(|it| it.stream == stream)
+                                && let Some(delivery) = session.delivery.get_mut(&stream)
                             {
                                 if spill(delivery, scratch, counters) {
                                     fan_out.charge(key, bytes);

@@ -45,6 +45,8 @@ pub trait Links {
     fn stream_lend(&mut self, conn: ConnKey, stream: u64, bytes: LentBytes) -> Result<usize, LinkError>;
     /// Bytes a stream would take now.
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize;
+    /// Whether a stream takes bytes now. If not it is announced as writable, as after a short send.
+    fn stream_wait(&mut self, conn: ConnKey, stream: u64) -> Result<bool, LinkError>;
     /// Tells the peer to stop sending on a stream.
     fn stop_reading(&mut self, conn: ConnKey, stream: u64, code: u16);
     /// Ends our side of a stream at once.

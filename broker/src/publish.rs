@@ -1,7 +1,8 @@
 //! **What**: the publish side of a core: reads channels, checks batches, routes them, returns acks.
 //!
 //! **Invariants**: a channel is read only while it has no waiting batch, its acks are not piling up and its owner is not
-//! owed too much; otherwise it is on the stalled list and QUIC flow control holds the producer.
+//! owed too much; otherwise it is on the stalled list and QUIC flow control holds the producer. Stalled channels take
+//! turns, however much one of them has to say.
 //!
 //! **Never**: reading past a batch that could not be handed on.
 //!
@@ -23,6 +24,9 @@ use felix_shard::batch_pool::{CheckError, CheckedBatch};
 use felix_shard::effect::{Ack, ChannelState};
 use felix_shard::event::{ChannelKey, ConnKey, Event};
 
+/// Batches that a stalled channel may hand on before the next one is read.
+const SHARE_BATCHES: u32 = 64;
+
 /// Why reading a channel ended.
 enum Stop {
     /// Nothing more is there.
@@ -36,8 +40,9 @@ enum Stop {
 }
 
 impl Core {
-    /// Reads a channel until it is empty or a bound is hit.
-    pub(crate) fn read_channel(&mut self, now: Now, conn: ConnKey, stream: u64, links: &mut impl Links) {
+    /// Reads a channel until it is empty or a bound is hit, or `share` batches were handed on.
+    pub(crate) fn read_channel(&mut self, now: Now, conn: ConnKey, stream: u64, share: u32, links: &mut impl Links) {
+        self.share = share;
         let channels_max = self.config.admission.channels_max as usize;
         let Some(session) = self.sessions.get(conn) else { return };
         if !session.channels.contains_key(&stream) {
@@ -54,6 +59,10 @@ impl Core {
             channel.readable = true;
             return;
         }
+        if session.channels.get(&stream).is_some_and(|it| it.stalled) {
+            // It is read when its turn on the list comes: news of more bytes must not take it past the others.
+            return;
+        }
         let mut scratch = std::mem::take(&mut self.read_scratch);
         let stop = self.read_channel_with(now, conn, stream, links, &mut scratch);
         self.read_scratch = scratch;
@@ -61,7 +70,7 @@ impl Core {
         match stop {
             Stop::Stalled if !channel.stalled => {
                 channel.stalled = true;
-                self.counters.channel_stalls += 1;
+                self.counters.channel_stalls += u64::from(self.share > 0);
                 self.stalled.push_back((conn, stream));
             }
             // Not polled: a client that does not read its acks must not keep the core awake.
@@ -339,12 +348,17 @@ impl Core {
 
     fn hand_on(&mut self, now: Now, conn: ConnKey, stream: u64, batch: CheckedBatch, links: &mut impl Links) -> Stop {
         let me = self.config.me;
+        let share = self.share;
         let key = self.channel_key(conn, stream);
         let Some(channel) = self.channel(conn, stream) else {
             self.shards.pool.put_back(batch);
             return Stop::Gone;
         };
         let (shard, owner) = (channel.shard, channel.owner);
+        if share == 0 {
+            channel.waiting = Some(batch);
+            return Stop::Stalled;
+        }
         if owner == me {
             if self.shards.is_intake_paused(shard) {
                 if let Some(channel) = self.channel(conn, stream) {
@@ -355,6 +369,7 @@ impl Core {
             let Some(channel) = self.channel(conn, stream) else { return Stop::Gone };
             channel.unanswered += 1;
             let unsent = channel.out.waiting();
+            self.share -= 1;
             self.shards.handle(now, Event::Published { shard, channel: key, batch }, &mut self.effects);
             return if unsent > self.config.admission.ack_out_bytes_max { Stop::Held } else { Stop::Drained };
         }
@@ -367,6 +382,7 @@ impl Core {
         }
         match links.mesh_send(to, MeshMessage::Publish { shard, channel: key, batch }) {
             Ok(()) => {
+                self.share -= 1;
                 self.forwarded[to] += 1;
                 self.counters.batches_forwarded += 1;
                 if let Some(channel) = self.channel(conn, stream) {
@@ -452,18 +468,33 @@ impl Core {
         freed
     }
 
-    /// Reads again what a bound stopped.
+    /// Reads again what a bound stopped. What comes free may be less than one channel wants, so who got nothing goes
+    /// before who got something in the next pass, and in this one all get a share before anyone gets more.
     pub(crate) fn retry_stalled(&mut self, now: Now, links: &mut impl Links) {
         for _ in 0..self.stalled.len() {
-            let Some((conn, stream)) = self.stalled.pop_front() else { return };
+            let Some((conn, stream)) = self.stalled.pop_front() else { break };
             if stream == CONTROL_STREAM {
                 self.read_control(now, conn, links);
-                continue;
+            } else {
+                self.read_share(now, conn, stream, links);
             }
-            if let Some(channel) = self.channel(conn, stream) {
-                channel.stalled = false;
-                self.read_channel(now, conn, stream, links);
-            }
+        }
+        while let Some((conn, stream)) = self.cut.pop_front() {
+            self.read_share(now, conn, stream, links);
+        }
+        self.stalled.append(&mut self.fed);
+    }
+
+    /// Lets a stalled channel hand on its share. If it is stalled again it goes on the list that says why.
+    fn read_share(&mut self, now: Now, conn: ConnKey, stream: u64, links: &mut impl Links) {
+        let Some(channel) = self.channel(conn, stream) else { return };
+        channel.stalled = false;
+        self.read_channel(now, conn, stream, SHARE_BATCHES, links);
+        let left = self.share;
+        if left < SHARE_BATCHES && self.channel(conn, stream).is_some_and(|it| it.stalled) {
+            // `read_channel` has put it behind those that got nothing.
+            let list = if left == 0 { &mut self.cut } else { &mut self.fed };
+            list.extend(self.stalled.pop_back());
         }
     }
 

@@ -1,7 +1,8 @@
 //! **What**: the control stream of a session: Hello, routes, subscriptions, credit, admin, stats.
 //!
 //! **Invariants**: each request is answered exactly once, by its reply or a typed error with its number. Requests that
-//! wait for the control thread are bounded per connection; while too many replies are unsent, no request is read.
+//! wait for the control thread are bounded per connection; while too many replies, or ends of subscriptions on their
+//! streams, are unsent, no request is read.
 //!
 //! **Never**: an answer before Hello.
 //!
@@ -46,6 +47,7 @@ impl Core {
                 let admission = self.config.admission;
                 let Some(session) = self.sessions.get(conn) else { return };
                 if session.control_out.waiting() > admission.control_out_bytes_max
+                    || session.closing_bytes > admission.control_out_bytes_max
                     || session.requests >= admission.requests_max
                 {
                     session.control_stalled = true;
@@ -337,13 +339,22 @@ impl Core {
             let detail = format!("at most {} subscriptions per connection", admission.subscriptions_max);
             return Err(Refusal(ErrorCode::TooMany, detail));
         }
+        if !self.fan_out.has_room_for(place.shard, &filter) {
+            let max = self.config.shard_limits.filters_max;
+            let detail = format!(
+                "this core has {max} different filters on the shard; subscribe with one that others use or a wider one, \
+                 or on another connection: another core has its own"
+            );
+            return Err(Refusal(ErrorCode::TooMany, detail));
+        }
         let stream = match (it.mode, session.shared) {
             (DeliveryMode::Own, _) | (_, None) => {
                 let opened = links.open_uni(conn).map_err(|_| {
                     Refusal(ErrorCode::TooMany, "you allow no further unidirectional stream".to_string())
                 })?;
-                session.delivery.push(DeliveryStream::new(opened));
-                if it.mode != DeliveryMode::Own {
+                let own = (it.mode == DeliveryMode::Own).then_some(id);
+                session.delivery.insert(opened, DeliveryStream::new(opened, own));
+                if own.is_none() {
                     session.shared = Some(opened);
                 }
                 opened
@@ -390,6 +401,9 @@ impl Core {
                         refused.lineage.0, refused.next
                     ),
                     ErrorCode::OffsetInFuture => format!("the log ends at offset {}", refused.next),
+                    ErrorCode::StorageFailed => {
+                        "the shard did not open, or its storage failed; see the broker's log".to_string()
+                    }
                     _ => "the stream was deleted or moved; ask for its route".to_string(),
                 };
                 self.refuse(conn, id.0, refused.code, detail);
@@ -424,9 +438,16 @@ impl Core {
         let Some(session) = self.sessions.get(conn) else { return };
         let Some(sub) = session.subs.get(&id).copied() else { return };
         let frame = Frame::SubscriptionClosed(SubscriptionClosed { code, next, detail: detail.to_string() });
-        if let Some(delivery) = session.delivery_stream(sub.stream) {
-            delivery.ready.retain(|(key, _)| *key != sub.key);
+        if let Some(delivery) = session.delivery.get_mut(&sub.stream) {
+            // On the shared stream an ended one says Wait when its turn comes; a search for each of many would not end.
+            if delivery.own.is_some() {
+                delivery.ready.clear();
+            }
+            let waited = delivery.out.waiting();
             frame.encode(id.0, delivery.out.buffer());
+            let bytes = delivery.out.waiting() - waited;
+            delivery.closing_bytes += bytes;
+            session.closing_bytes += bytes;
         }
         self.forget_subscription(conn, id);
     }
@@ -445,12 +466,21 @@ impl Core {
     /// A server-opened stream was refused by the client: its subscriptions end.
     pub(crate) fn drop_delivery_stream(&mut self, conn: ConnKey, stream: u64) {
         let Some(session) = self.sessions.get(conn) else { return };
-        session.delivery.retain(|it| it.stream != stream);
+        let Some(dropped) = session.delivery.remove(&stream) else { return };
         if session.shared == Some(stream) {
             session.shared = None;
         }
-        let mut ended: Vec<(SubscriptionId, SubKey)> =
-            session.subs.iter().filter(|(_, sub)| sub.stream == stream).map(|(id, sub)| (*id, sub.key)).collect();
+        session.closing_bytes -= dropped.closing_bytes;
+        if session.control_stalled {
+            self.stalled.push_back((conn, CONTROL_STREAM));
+        }
+        let is_on_it = |sub: &SessionSub| sub.stream == stream;
+        let mut ended: Vec<(SubscriptionId, SubKey)> = match dropped.own {
+            Some(id) => {
+                session.subs.get(&id).filter(|sub| is_on_it(sub)).map(|sub| (id, sub.key)).into_iter().collect()
+            }
+            None => session.subs.iter().filter(|(_, sub)| is_on_it(sub)).map(|(id, sub)| (*id, sub.key)).collect(),
+        };
         ended.sort_unstable_by_key(|(id, _)| *id);
         for (id, key) in ended {
             self.fan_out.unsubscribe(key);

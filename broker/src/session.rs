@@ -8,7 +8,8 @@
 //! **Invariants**: an idle session holds no buffers: frames are cut in the core's scratch and only an unfinished one is
 //! kept. Everything unsent is bounded by `admission.rs`.
 //!
-//! **Never**: a copy of a batch per subscriber: only the rest of a frame that flow control cut is kept.
+//! **Never**: a copy of a large batch per subscriber: what flow control cut of one is a handle of the copy that all share;
+//! of a small one the rest of the frame is kept.
 //!
 //! **See**: `requests.rs` (control frames), `channel.rs` (publish), `delivery.rs` (subscriptions).
 
@@ -18,8 +19,9 @@ use felix_control::authorise::Principal;
 use felix_protocol::frame_stream::FrameStream;
 use felix_protocol::ids::SubscriptionId;
 use felix_protocol::time::Time;
+use felix_quic::LentBytes;
 use felix_shard::event::{ConnKey, SubKey};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 /// QUIC stream id of the control stream: the first that a client opens.
@@ -39,44 +41,105 @@ pub enum SessionState {
     Draining,
 }
 
-/// Bytes waiting for flow control on one stream.
+/// Bytes waiting for flow control on one stream. Its memory is at most some twice of what waits, also while that never
+/// becomes nothing.
 #[derive(Debug, Default)]
 pub struct OutBuffer {
     bytes: Vec<u8>,
     at: usize,
+    /// Comes behind `bytes`.
+    lent: Option<Box<LentRest>>,
+}
+
+/// The rest of a batch that was lent to the transport: the copy that all subscribers share, not one of its own.
+struct LentRest {
+    batch: LentBytes,
+    at: usize,
+    /// What comes behind it.
+    behind: Vec<u8>,
+}
+
+impl LentRest {
+    fn rest(&self) -> &[u8] {
+        &(*self.batch).as_ref()[self.at..]
+    }
+}
+
+impl std::fmt::Debug for LentRest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LentRest").field("rest", &self.rest().len()).field("behind", &self.behind.len()).finish()
+    }
 }
 
 impl OutBuffer {
     /// Bytes not sent yet.
     pub fn waiting(&self) -> usize {
-        self.bytes.len() - self.at
+        let lent = self.lent.as_ref().map_or(0, |lent| lent.rest().len() + lent.behind.len());
+        self.bytes.len() - self.at + lent
+    }
+
+    /// Bytes of memory that are this buffer's own.
+    pub fn own_bytes(&self) -> usize {
+        self.bytes.capacity() + self.lent.as_ref().map_or(0, |lent| lent.behind.capacity())
     }
 
     /// The buffer to append whole frames to.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
+        match &mut self.lent {
+            Some(lent) => &mut lent.behind,
+            None => &mut self.bytes,
+        }
     }
 
     /// Sends what flow control takes. `Ok(true)`: all is sent.
     pub fn flush(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) -> Result<bool, LinkError> {
-        while self.at < self.bytes.len() {
-            let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
-            if sent == 0 {
-                return Ok(false);
+        loop {
+            while self.at < self.bytes.len() {
+                let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
+                if sent == 0 {
+                    self.let_go_of_sent();
+                    return Ok(false);
+                }
+                self.at += sent;
             }
-            self.at += sent;
+            self.bytes.clear();
+            self.at = 0;
+            if self.bytes.capacity() > 4 << 10 {
+                self.bytes = Vec::new();
+            }
+            let Some(lent) = &mut self.lent else { return Ok(true) };
+            while !lent.rest().is_empty() {
+                let sent = links.stream_send(conn, stream, lent.rest(), false)?;
+                if sent == 0 {
+                    return Ok(false);
+                }
+                lent.at += sent;
+            }
+            self.bytes = std::mem::take(&mut lent.behind);
+            self.lent = None;
         }
-        self.bytes.clear();
-        self.at = 0;
-        if self.bytes.capacity() > 4 << 10 {
-            self.bytes = Vec::new();
+    }
+
+    /// A reader that is slow but never caught up with would keep all that was ever sent. Half of the bytes at least are
+    /// let go, so each byte is moved once on average.
+    fn let_go_of_sent(&mut self) {
+        if self.at >= 4 << 10 && self.at * 2 >= self.bytes.len() {
+            self.bytes.drain(..self.at);
+            self.at = 0;
         }
-        Ok(true)
     }
 
     /// Keeps the rest of `bytes` that was not sent.
     pub fn keep(&mut self, rest: &[u8]) {
-        self.bytes.extend_from_slice(rest);
+        self.buffer().extend_from_slice(rest);
+    }
+
+    /// Keeps a lent batch from `at` on, of which not all was sent.
+    pub fn keep_lent(&mut self, batch: &LentBytes, at: usize) {
+        match &self.lent {
+            Some(_) => self.keep(&(**batch).as_ref()[at..]),
+            None => self.lent = Some(Box::new(LentRest { batch: batch.clone(), at, behind: Vec::new() })),
+        }
     }
 }
 
@@ -85,8 +148,12 @@ impl OutBuffer {
 pub struct DeliveryStream {
     /// QUIC stream id.
     pub stream: u64,
+    /// The subscription whose own it is; None: it is shared.
+    pub own: Option<SubscriptionId>,
     /// What flow control cut.
     pub out: OutBuffer,
+    /// Bytes of `SubscriptionClosed` among what waits, at most.
+    pub closing_bytes: usize,
     /// Subscriptions with something to send, round robin.
     pub ready: VecDeque<(SubKey, SubscriptionId)>,
     /// It is on the core's list of streams to write.
@@ -97,8 +164,16 @@ pub struct DeliveryStream {
 
 impl DeliveryStream {
     /// A fresh one.
-    pub fn new(stream: u64) -> DeliveryStream {
-        DeliveryStream { stream, out: OutBuffer::default(), ready: VecDeque::new(), queued: false, blocked: false }
+    pub fn new(stream: u64, own: Option<SubscriptionId>) -> DeliveryStream {
+        DeliveryStream {
+            stream,
+            own,
+            out: OutBuffer::default(),
+            closing_bytes: 0,
+            ready: VecDeque::new(),
+            queued: false,
+            blocked: false,
+        }
     }
 }
 
@@ -136,8 +211,10 @@ pub struct Session {
     pub channels: HashMap<u64, Box<Channel>>,
     /// Subscriptions by number.
     pub subs: HashMap<SubscriptionId, SessionSub>,
-    /// Streams that carry deliveries; the first is the shared one.
-    pub delivery: Vec<DeliveryStream>,
+    /// Streams that carry deliveries, by QUIC id: a client may have one per subscription.
+    pub delivery: BTreeMap<u64, DeliveryStream>,
+    /// Unsent bytes of `SubscriptionClosed` on all of them: these are asked for, so they hold further requests.
+    pub closing_bytes: usize,
     /// Subscriptions that send datagrams and have something to send.
     pub datagrams: VecDeque<(SubKey, SubscriptionId)>,
     /// The datagram list is on the core's list.
@@ -161,7 +238,8 @@ impl Session {
             requests: 0,
             channels: HashMap::new(),
             subs: HashMap::new(),
-            delivery: Vec::new(),
+            delivery: BTreeMap::new(),
+            closing_bytes: 0,
             datagrams: VecDeque::new(),
             datagrams_queued: false,
             shared: None,
@@ -170,7 +248,7 @@ impl Session {
 
     /// The delivery stream with this QUIC id.
     pub fn delivery_stream(&mut self, stream: u64) -> Option<&mut DeliveryStream> {
-        self.delivery.iter_mut().find(|it| it.stream == stream)
+        self.delivery.get_mut(&stream)
     }
 }
 
@@ -219,4 +297,63 @@ impl Sessions {
 /// The low half of a key is the endpoint's slot (`felix_quic::ConnId::to_u64`).
 fn slot(conn: ConnKey) -> usize {
     conn.0 as u32 as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links::Read;
+    use crate::message::MeshMessage;
+
+    /// A stream that takes `room` bytes, then nothing.
+    struct Slow {
+        room: usize,
+    }
+
+    impl Links for Slow {
+        fn stream_recv(&mut self, _: ConnKey, _: u64, _: &mut [u8]) -> Result<Read, LinkError> {
+            Err(LinkError::WouldBlock)
+        }
+        fn stream_send(&mut self, _: ConnKey, _: u64, bytes: &[u8], _: bool) -> Result<usize, LinkError> {
+            let taken = bytes.len().min(self.room);
+            self.room -= taken;
+            Ok(taken)
+        }
+        fn stream_lend(&mut self, _: ConnKey, _: u64, _: LentBytes) -> Result<usize, LinkError> {
+            Ok(0)
+        }
+        fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
+            self.room
+        }
+        fn stream_wait(&mut self, _: ConnKey, _: u64) -> Result<bool, LinkError> {
+            Ok(self.room > 0)
+        }
+        fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
+        fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
+        fn open_uni(&mut self, _: ConnKey) -> Result<u64, LinkError> {
+            Err(LinkError::StreamLimit)
+        }
+        fn datagram_send(&mut self, _: ConnKey, _: &[u8]) -> Result<(), LinkError> {
+            Err(LinkError::TooLarge)
+        }
+        fn close(&mut self, _: ConnKey, _: u16, _: &str) {}
+        fn mesh_send(&mut self, _: usize, message: MeshMessage) -> Result<(), MeshMessage> {
+            Err(message)
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_never_runs_empty_lets_go_of_what_was_sent() {
+        let mut links = Slow { room: 0 };
+        let mut out = OutBuffer::default();
+        out.keep(&[7; 2_000]);
+        for round in 0..10_000u32 {
+            links.room = 1_000;
+            out.buffer().extend_from_slice(&[round as u8; 1_000]);
+            assert_eq!(out.flush(ConnKey(1), 0, &mut links), Ok(false));
+        }
+        assert_eq!(out.waiting(), 2_000);
+        assert_eq!(out.bytes[out.at..], [[(9_998 % 256) as u8; 1_000], [(9_999 % 256) as u8; 1_000]].concat());
+        assert!(out.buffer().capacity() < 1 << 16, "{} bytes", out.buffer().capacity());
+    }
 }

@@ -92,6 +92,9 @@ impl Links for CountedLinks<'_> {
     fn stream_capacity(&mut self, conn: ConnKey, stream: u64) -> usize {
         counted(self.quic, || self.endpoint.stream_capacity(id(conn), stream)).unwrap_or(0)
     }
+    fn stream_wait(&mut self, conn: ConnKey, stream: u64) -> Result<bool, LinkError> {
+        counted(self.quic, || self.endpoint.stream_wait(id(conn), stream)).map_err(|_| LinkError::Closed)
+    }
     fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn open_uni(&mut self, conn: ConnKey) -> Result<u64, LinkError> {

@@ -32,6 +32,7 @@ pub use connections::{Lost, SteerTo};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Route, Welcome};
 use felix_protocol::names::StreamName;
+use felix_protocol::position::Position;
 use felix_protocol::time::{Now, Time};
 use publishing::PublisherState;
 pub use requests::Ask;
@@ -122,6 +123,8 @@ pub enum Event {
     Live {
         /// Which.
         subscriber: SubscriberId,
+        /// Where each of its shards ended then.
+        committed: Vec<Position>,
     },
     /// A subscriber ended.
     Ended {

@@ -11,6 +11,7 @@ use crate::error::SubscribeError;
 use crate::item::Item;
 use crate::shared::lock;
 use crate::subscription::WINDOW_BYTES_MIN;
+use felix_protocol::position::Position;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -31,6 +32,8 @@ struct State {
     consumed: Vec<(u32, u64)>,
     unreported: u64,
     end: Option<SubscribeError>,
+    /// Where each shard ended when the subscriber began.
+    committed: Vec<Position>,
     waker: Option<Waker>,
     waiting: usize,
 }
@@ -62,6 +65,11 @@ impl Inbox {
             _ => state.items.push_back((lane, cost, item)),
         }
         self.tell(state);
+    }
+
+    /// All shards are live.
+    pub(crate) fn began(&self, committed: Vec<Position>) {
+        lock(&self.state).committed = committed;
     }
 
     pub(crate) fn finish(&self, error: SubscribeError) {
@@ -101,6 +109,11 @@ impl Inbox {
     }
 
     // ---- reader -------------------------------------------------------------------------------------------------
+
+    /// Where each shard ended when the subscriber began.
+    pub(crate) fn committed(&self) -> Vec<Position> {
+        lock(&self.state).committed.clone()
+    }
 
     /// The next item; the flag says that the driver should be woken. None: nothing is there.
     pub(crate) fn try_pop(&self) -> Option<(Result<Item, SubscribeError>, bool)> {

@@ -298,8 +298,11 @@ impl PollClient {
                         entry.inbox.push(lane, cost, item);
                     }
                 }
-                Event::Live { subscriber } => {
-                    if let Some(live) = self.subscribers.get_mut(&subscriber).and_then(|it| it.live.take()) {
+                Event::Live { subscriber, committed } => {
+                    if let Some(entry) = self.subscribers.get_mut(&subscriber)
+                        && let Some(live) = entry.live.take()
+                    {
+                        entry.inbox.began(committed);
                         live.set(Ok(()));
                     }
                 }

@@ -11,6 +11,7 @@ use crate::error::SubscribeError;
 use crate::inbox::Inbox;
 use crate::item::{Item, Record};
 use crate::shared::Shared;
+use felix_protocol::position::Position;
 use futures_core::Stream;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,6 +30,12 @@ pub struct Subscriber {
 impl Subscriber {
     pub(crate) fn new(inbox: Arc<Inbox>, shared: Arc<Shared>) -> Subscriber {
         Subscriber { inbox, shared, ended: false }
+    }
+
+    /// Where each of its shards ended when it began, in their order: one past the last committed record. Who reads from
+    /// the earliest up to there has all that was there; expired records before it are told as progress.
+    pub fn committed(&self) -> Vec<Position> {
+        self.inbox.committed()
     }
 
     /// The next item; `Ok(None)` if none came within the timeout (None: waits without end).

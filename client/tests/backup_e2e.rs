@@ -481,3 +481,62 @@ fn a_damaged_or_unfinished_backup_is_refused() {
     assert_eq!(code, 0, "{said}");
     fs::remove_dir_all(root).unwrap();
 }
+
+#[test]
+fn a_stream_whose_last_records_have_expired_is_saved() {
+    let Some(binary) = binary() else { return };
+    let root = folder("expired");
+    let (data, backup) = (root.join("data"), root.join("backup"));
+    fs::create_dir(&data).unwrap();
+    let broker = Broker::start(&binary, &data, 1);
+    let client = broker.connect();
+    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
+    publish(&client, "a/b/c", 0..10, 100);
+    let publisher = client.publisher(&stream("a/b/c"), PublisherOptions::default()).unwrap();
+    for _ in 0..10 {
+        publisher.send(&RecordToPublish { value: b"soon gone", ttl_ms: Some(50), ..Default::default() }).unwrap();
+    }
+    publisher.flush().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
+    assert_eq!(code, 0, "{said}");
+    let manifest = Manifest::parse(&fs::read(backup.join(MANIFEST)).unwrap(), sha256).unwrap();
+    assert_eq!(manifest.streams[0].files[0].end.0, 20);
+}
+
+#[test]
+fn a_shard_that_did_not_open_is_not_saved_as_empty() {
+    let Some(binary) = binary() else { return };
+    let root = folder("unopened");
+    let (data, backup) = (root.join("data"), root.join("backup"));
+    fs::create_dir(&data).unwrap();
+    let broker = Broker::start(&binary, &data, 1);
+    let client = broker.connect();
+    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
+    publish(&client, "a/b/c", 0..10, 100);
+    drop(client);
+    broker.stop();
+    let at = fs::read_dir(data.join("shards")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(&at, root.join("away")).unwrap();
+    let broker = Broker::start(&binary, &data, 1);
+    let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
+    assert!(code == 1 && said.contains("a/b/c") && said.contains("the shard did not open"), "{code}: {said}");
+    assert!(!backup.join(MANIFEST).exists());
+    // With the folder back all of it is saved, and an empty shard is no fault.
+    broker.stop();
+    fs::rename(root.join("away"), &at).unwrap();
+    let broker = Broker::start(&binary, &data, 1);
+    let client = broker.connect();
+    client.admin(Command::CreateStream { name: stream("a/b/empty"), spec, create_parents: true }).unwrap();
+    let backup = root.join("second");
+    let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
+    assert_eq!(code, 0, "{said}");
+    let manifest = Manifest::parse(&fs::read(backup.join(MANIFEST)).unwrap(), sha256).unwrap();
+    // What the end is taken from if reports are old.
+    let subscriber = client.subscribe(&stream("a/b/c"), SubscribeOptions::default()).unwrap();
+    assert_eq!(subscriber.committed().iter().map(|it| it.offset.0).collect::<Vec<_>>(), [10]);
+    let ends: Vec<u64> = manifest.streams.iter().map(|it| it.files[0].end.0).collect();
+    assert_eq!(ends, [10, 0]);
+}

@@ -48,6 +48,13 @@ impl Endpoint {
         self.connection(conn)?.stream_capacity(stream)
     }
 
+    /// Whether a stream takes bytes now. If not, `StreamWritable` follows as after a short send.
+    pub fn stream_wait(&mut self, conn: ConnId, stream: u64) -> Result<bool, StreamError> {
+        let result = self.connection(conn)?.stream_wait(stream);
+        self.soil(conn);
+        result
+    }
+
     /// Asks the peer to stop sending (STOP_SENDING) and drops what is unread.
     pub fn stream_shutdown_read(&mut self, conn: ConnId, stream: u64, code: u64) -> Result<(), StreamError> {
         let result = self.connection(conn)?.stream_shutdown_read(stream, code);

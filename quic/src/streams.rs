@@ -15,10 +15,12 @@ use crate::conn_id::ConnId;
 use crate::connection::{Connection, Phase};
 use crate::error::{DatagramError, StreamError};
 use crate::event::{Event, Recv};
+use std::collections::HashSet;
 
 /// What quiche does not remember about streams and datagrams.
 pub(crate) struct StreamMarks {
-    write_blocked: Vec<u64>,
+    /// A set: a client may let very many streams wait.
+    write_blocked: HashSet<u64>,
     ended: Vec<u64>,
     next_uni: u64,
     next_bidi: u64,
@@ -30,7 +32,7 @@ impl StreamMarks {
     pub(crate) fn new(is_server: bool) -> StreamMarks {
         let side = u64::from(is_server);
         StreamMarks {
-            write_blocked: Vec::new(),
+            write_blocked: HashSet::new(),
             ended: Vec::new(),
             next_uni: 0b10 | side,
             next_bidi: side,
@@ -50,13 +52,11 @@ impl StreamMarks {
     }
 
     fn block(&mut self, stream: u64) {
-        if !self.write_blocked.contains(&stream) {
-            self.write_blocked.push(stream);
-        }
+        self.write_blocked.insert(stream);
     }
 
     fn unblock(&mut self, stream: u64) -> bool {
-        take(&mut self.write_blocked, stream)
+        self.write_blocked.remove(&stream)
     }
 }
 
@@ -156,6 +156,20 @@ impl Connection {
         self.check_open()?;
         match self.quic.stream_capacity(stream) {
             Ok(bytes) => Ok(bytes),
+            Err(quiche::Error::StreamStopped(code)) => Err(StreamError::Stopped(code)),
+            Err(_) => Err(StreamError::UnknownStream),
+        }
+    }
+
+    /// Whether a send would take a byte now; if not, `StreamWritable` follows.
+    pub(crate) fn stream_wait(&mut self, stream: u64) -> Result<bool, StreamError> {
+        self.check_open()?;
+        match self.quic.stream_writable(stream, 1) {
+            Ok(true) => Ok(true),
+            Ok(false) => {
+                self.marks.block(stream);
+                Ok(false)
+            }
             Err(quiche::Error::StreamStopped(code)) => Err(StreamError::Stopped(code)),
             Err(_) => Err(StreamError::UnknownStream),
         }

@@ -164,6 +164,34 @@ fn only_streams_that_were_short_become_writable() {
 }
 
 #[test]
+fn who_waits_for_room_without_a_send_is_told_of_it() {
+    let mut pair = pair();
+    let conn = pair.conn;
+    let [a, b] = [(); 2].map(|()| pair.world.cores[0].open_uni(conn).unwrap());
+    assert_eq!(pair.world.cores[0].stream_wait(conn, b), Ok(true), "a fresh one has room");
+    // What the connection or the stream itself can take is used up: nothing was ever sent on b, all on a.
+    let huge = vec![0; 64 << 20];
+    assert!(pair.world.cores[0].stream_send(conn, a, &huge, false).unwrap() < huge.len());
+    let mut buffer = vec![0; 65_536];
+    for stream in [b, a] {
+        assert_eq!(pair.world.cores[0].stream_capacity(conn, stream), Ok(0), "{stream}");
+        assert_eq!(pair.world.cores[0].stream_wait(conn, stream), Ok(false), "{stream}");
+    }
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        assert!(Instant::now() < end, "only {told:?} may go on");
+        pair.settle();
+        while client!(pair).stream_recv(a, &mut buffer).is_ok() {}
+        told.extend(pair.server_events());
+    }
+    for stream in [a, b] {
+        assert!(told.contains(&Event::StreamWritable { conn, stream }), "{told:?}");
+        assert_eq!(pair.world.cores[0].stream_wait(conn, stream), Ok(true));
+    }
+}
+
+#[test]
 fn resets_and_stops_are_told_with_their_codes() {
     let mut pair = pair();
     let conn = pair.conn;

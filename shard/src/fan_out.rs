@@ -25,6 +25,7 @@ use crate::tail::{Pushed, Tail, TailCounters};
 use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::Start;
 use felix_protocol::ids::ShardId;
+use felix_protocol::pattern::Pattern;
 use felix_protocol::position::{Offset, OffsetRange};
 use felix_protocol::time::{Now, Timestamp};
 use std::collections::{HashMap, VecDeque};
@@ -202,6 +203,12 @@ impl FanOut {
         self.scheduled.pop_front()
     }
 
+    /// Whether a subscription with this filter may start (`Limits::filters_max`).
+    pub fn has_room_for(&self, shard: ShardId, filter: &Option<Pattern>) -> bool {
+        let tail = self.tail_of.get(&shard).and_then(|index| self.tails[*index as usize].tail.as_ref());
+        tail.is_none_or(|tail| tail.has_room_for(filter, &self.limits))
+    }
+
     /// Starts a subscription.
     pub fn subscribe(&mut self, spec: &SubSpec) -> SubKey {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -286,6 +293,7 @@ impl FanOut {
             sub.lineage = state.lineage;
             sub.told = state.start;
             sub.cursor = state.start;
+            sub.promised = state.high_watermark;
             self.schedule(key);
         }
         Some(result)

@@ -13,6 +13,9 @@ pub struct Limits {
     pub tail_batches_max: usize,
     /// Bytes of one tail ring.
     pub tail_bytes_max: usize,
+    /// Different key filters in use on one tail. Each costs 16 bytes per batch of the ring (256 MiB for all of these on a
+    /// full ring) and a match per commit.
+    pub filters_max: usize,
     /// Bytes one Fetch of history may carry from the owner's core.
     pub fetch_bytes_max: usize,
     /// Batches one Fetch may carry.
@@ -47,6 +50,7 @@ impl Default for Limits {
         Limits {
             tail_batches_max: 4_096,
             tail_bytes_max: 8 << 20,
+            filters_max: 4_096,
             fetch_bytes_max: 1 << 20,
             fetch_batches_max: 256,
             history_bytes_max: 64 << 20,

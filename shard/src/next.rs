@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   cursor in fetched history                  deliver from there; a hole in it is a gap
-//!   cursor at the tail's end                   wait (with a Progress first if much did not match)
+//!   cursor at the tail's end                   wait (with a Progress first if much did not match, or if the subscriber
+//!                                              was not told yet of all that was committed when it began)
 //!   cursor before the ring, nothing missed     go on at the ring's start
 //!   cursor before the ring, caught up once     drop-oldest: gap to the ring's start; disconnect: closed; block: fetch
 //!   cursor before the ring, not caught up yet  fetch
@@ -97,7 +98,9 @@ pub(crate) fn step(sub: &mut Subscription, scene: Scene<'_>) -> Step {
         }
         if sub.cursor >= tail.end() {
             sub.live = true;
-            return progress(sub, limits).unwrap_or(Step::Wait);
+            // Who reads up to an end that it knows must hear of it, also if what lies in front of it had expired.
+            let is_owed = sub.told < sub.promised.min(sub.cursor);
+            return progress(sub, if is_owed { 1 } else { limits.progress_offsets }).unwrap_or(Step::Wait);
         }
         if sub.cursor < tail.start() {
             if let Some(start) = tail.passed(sub.group, sub.cursor) {
@@ -108,7 +111,7 @@ pub(crate) fn step(sub: &mut Subscription, scene: Scene<'_>) -> Step {
                 SlowPolicy::DropOldest if sub.live => gap(sub, tail.start()),
                 SlowPolicy::Disconnect if sub.live => Step::Closed(ErrorCode::SlowConsumer),
                 _ if sub.fetching => Step::Wait,
-                _ => progress(sub, limits).unwrap_or_else(|| {
+                _ => progress(sub, limits.progress_offsets).unwrap_or_else(|| {
                     sub.fetching = true;
                     Step::Fetch(sub.cursor)
                 }),
@@ -138,9 +141,9 @@ pub(crate) fn step(sub: &mut Subscription, scene: Scene<'_>) -> Step {
     }
 }
 
-/// Tells what was looked at and did not match, if it is much.
-fn progress(sub: &mut Subscription, limits: &Limits) -> Option<Step> {
-    (sub.cursor.since(sub.told) >= limits.progress_offsets).then(|| {
+/// Tells what was looked at and did not match or had expired, if it is as much as that.
+fn progress(sub: &mut Subscription, offsets_min: u64) -> Option<Step> {
+    (sub.cursor.since(sub.told) >= offsets_min).then(|| {
         let (number, covered) = sub.tell(sub.cursor);
         Step::Progress(number, covered)
     })

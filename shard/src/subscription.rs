@@ -86,6 +86,8 @@ pub struct Subscription {
     pub(crate) fetched: u64,
     /// Offsets below this are gone.
     pub(crate) lost_to: Option<Offset>,
+    /// Everything below was committed when it began: it is told of it however little there is for it.
+    pub(crate) promised: Offset,
     /// It is on a list of subscribers with something to send.
     pub(crate) scheduled: bool,
     next_number: u64,
@@ -115,6 +117,7 @@ impl Subscription {
             history_bytes: 0,
             fetched: 0,
             lost_to: None,
+            promised: Offset(0),
             scheduled: false,
             next_number: 0,
             credit_total: spec.credit_bytes,

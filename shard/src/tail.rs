@@ -45,6 +45,9 @@ pub(crate) struct Group {
     empty_from: Offset,
 }
 
+/// `Limits::filters_max` counts with it.
+const _: () = assert!(size_of::<Option<Kept>>() <= 16);
+
 /// What became of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushed {
@@ -237,6 +240,12 @@ impl Tail {
     /// Whether a group keeps something of the newest batch.
     pub fn newest_matches(group: &Group) -> bool {
         group.pattern.is_none() || !matches!(group.kept.back(), Some(Some(Kept::Nothing)))
+    }
+
+    /// Whether one more subscriber with this filter may join: each different one costs memory and time at every commit.
+    pub fn has_room_for(&self, pattern: &Option<Pattern>, limits: &Limits) -> bool {
+        let filters = self.by_pattern.len() - usize::from(self.by_pattern.contains_key(&None));
+        pattern.is_none() || filters < limits.filters_max || self.by_pattern.contains_key(pattern)
     }
 
     /// Adds a subscriber to the group of its filter. Returns group and place in it.

@@ -57,6 +57,16 @@ impl Links for Side<'_> {
         self.conn(key).map_or(0, |conn| self.sim.pipe(conn, stream, false).room() as usize)
     }
 
+    fn stream_wait(&mut self, key: ConnKey, stream: u64) -> Result<bool, LinkError> {
+        let conn = self.conn(key)?;
+        let pipe = self.sim.pipe(conn, stream, false);
+        if pipe.ended || pipe.stopped {
+            return Err(LinkError::StreamClosed);
+        }
+        pipe.blocked = pipe.room() == 0;
+        Ok(!pipe.blocked)
+    }
+
     fn stop_reading(&mut self, key: ConnKey, stream: u64, _code: u16) {
         let Ok(conn) = self.conn(key) else { return };
         self.sim.pipe(conn, stream, true).drop_unread();

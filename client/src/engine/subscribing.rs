@@ -19,13 +19,15 @@ use felix_protocol::error_code::ErrorCode;
 use felix_protocol::frame::{Route, Subscribed};
 use felix_protocol::ids::ShardIndex;
 use felix_protocol::names::StreamName;
+use felix_protocol::position::Position;
 use std::sync::Arc;
 
 #[derive(Debug)]
 struct Lane {
     subscription: Subscription,
     backoff: Backoff,
-    confirmed: bool,
+    /// Where the shard ended when it was confirmed first.
+    committed: Option<Position>,
 }
 
 /// A subscriber.
@@ -60,7 +62,7 @@ impl Engine {
         let lane = |index| Lane {
             subscription: Subscription::new(name.clone(), ShardIndex(index), options.clone(), window),
             backoff: Backoff::default(),
-            confirmed: false,
+            committed: None,
         };
         let lanes = shards.into_iter().map(lane).collect();
         self.subscribers.insert(id, SubscriberState { name: name.clone(), lanes });
@@ -159,12 +161,17 @@ impl Engine {
         let mut first = false;
         self.on_subscription(key, wire_id, |lane, items| {
             lane.backoff.succeeded();
-            first = !std::mem::replace(&mut lane.confirmed, true);
+            first = lane.committed.is_none();
+            let end = Position { lineage: subscribed.lineage, offset: subscribed.high_watermark };
+            lane.committed.get_or_insert(end);
             lane.subscription.on_subscribed(subscribed, items)
         });
         let Some((id, index)) = place else { return };
-        if first && self.subscribers.get(&id).is_some_and(|it| it.lanes.iter().all(|lane| lane.confirmed)) {
-            self.events.push_back(Event::Live { subscriber: id });
+        if first
+            && let Some(subscriber) = self.subscribers.get(&id)
+            && let Some(committed) = subscriber.lanes.iter().map(|lane| lane.committed).collect()
+        {
+            self.events.push_back(Event::Live { subscriber: id, committed });
         }
         // What was consumed since it asked: nothing else may ever be.
         self.grant(id, index);

@@ -175,9 +175,9 @@ fn records_expire() {
     lab.pass(1);
     assert_eq!(read(&mut lab, ""), "0-3: b c, 3-5: e", "append time + TTL is the end");
     assert_eq!(read(&mut lab, "*"), "0-3: b c, 3-5: e");
-    assert_eq!(read(&mut lab, "a"), "progress 0-4", "told before the next fetch");
+    assert_eq!(read(&mut lab, "a"), "progress 0-4, progress 4-5", "told before the next fetch, and at the end");
     lab.pass(45);
-    assert_eq!(read(&mut lab, "c"), "progress 0-4");
+    assert_eq!(read(&mut lab, "c"), "progress 0-4, progress 4-5");
     // In the ring, too.
     let key = lab.subscribe(&latest("", Block));
     assert_eq!(lab.read(key), "");
@@ -411,4 +411,21 @@ fn a_commit_sent_again_is_ignored() {
     lab.cores[0].check();
     assert_eq!((lab.cores[0].counters.stray_commits, lab.cores[0].counters.jumps), (1, 0));
     assert_eq!(lab.read(key), "0-1: a, 1-2: b");
+}
+
+#[test]
+fn who_catches_up_is_told_of_all_that_was_there() {
+    let mut lab = Lab::new(Limits { progress_offsets: 100, ..limits() }, 1, config());
+    lab.publish(&["a"]);
+    lab.publish(&["b!5"]);
+    lab.publish(&["c!5"]);
+    lab.pass(10);
+    let key = lab.subscribe(&spec(Start::Earliest, "", Block));
+    assert_eq!(lab.read(key), "0-1: a, progress 1-3", "who waits for the end must see it");
+    // From then on little that is not for it is not worth a frame.
+    lab.publish(&["d!5"]);
+    lab.pass(10);
+    assert_eq!(lab.read(key), "");
+    lab.publish(&["e"]);
+    assert_eq!(lab.read(key), "3-5: e");
 }

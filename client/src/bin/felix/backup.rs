@@ -1,14 +1,15 @@
 //! **What**: `felix backup`: metadata and records of a running broker in a folder, and the check of such a folder.
 //!
 //! ```text
-//! lists, describe -> per shard: subscribe from earliest up to the high watermark of that moment -> shards/<shard>.batches
-//!                 -> everything synced -> manifest, under its name only when it is whole
+//! lists -> per stream: all shards are open, describe
+//!       -> per shard: subscribe from earliest up to the high watermark of that moment -> shards/<shard>.batches
+//!       -> everything synced -> manifest, under its name only when it is whole
 //! ```
 //!
 //! **Invariants**: batches are written as they were delivered: offsets, lineage, epochs and compressed values untouched,
 //! none twice. A folder without a manifest is no backup, so an interrupted one is never taken for a whole one.
 //!
-//! **Never**: a file of another run in the folder: it must be new or empty.
+//! **Never**: a file of another run in the folder: it must be new or empty. A shard that did not open saved as empty.
 //!
 //! **See**: `felix_protocol::backup` for the format, `backup/verify.rs`; `felix-broker restore` for the way back.
 
@@ -325,13 +326,32 @@ impl Backup<'_> {
         )
     }
 
+    fn describe(&self, name: &StreamName) -> Result<(StreamInfo, Vec<ShardStatus>), Failure> {
+        match ask(self.client, Command::DescribeStream { name: name.clone() })? {
+            Reply::Stream { stream, shards } => Ok((stream, shards)),
+            _ => Err(Failure::odd_reply("a description")),
+        }
+    }
+
     fn stream(&self, name: &StreamName) -> Result<StreamBackup, Failure> {
-        let Reply::Stream { stream: info, shards } = ask(self.client, Command::DescribeStream { name: name.clone() })?
-        else {
-            return Err(Failure::odd_reply("a description"));
-        };
+        let (mut info, mut shards) = self.describe(name)?;
         let mut files = Vec::new();
         if info.spec.durability != Durability::Ephemeral {
+            // A shard that is not open, or will never be, is described as empty, and reports may be old: only whoever
+            // subscribes hears of it and of its true end.
+            let open = SubscribeOptions { start: Start::Latest, shards: Shards::All, ..Default::default() };
+            let subscriber = self.client.subscribe(name, open).map_err(|error| {
+                let failure = Failure::from(error);
+                let why = failure.message().unwrap_or_default();
+                Failure::new(failure.exit(), format!("{name} cannot be saved: {why}"))
+            })?;
+            (info, shards) = self.describe(name)?;
+            for (status, committed) in shards.iter_mut().zip(subscriber.committed()) {
+                if status.lineage == committed.lineage {
+                    status.high_watermark = status.high_watermark.max(committed.offset);
+                }
+            }
+            drop(subscriber);
             self.bar
                 .expect(shards.iter().map(|it| it.high_watermark.0 - it.log_start.0.min(it.high_watermark.0)).sum());
             self.bar.say(&name.to_string());
