@@ -39,6 +39,9 @@ impl Links for Wire {
     fn stream_capacity(&mut self, _: ConnKey, _: u64) -> usize {
         usize::MAX
     }
+    fn stream_wait(&mut self, _: ConnKey, _: u64) -> Result<bool, LinkError> {
+        Ok(true)
+    }
     fn stop_reading(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn reset(&mut self, _: ConnKey, _: u64, _: u16) {}
     fn open_uni(&mut self, _: ConnKey) -> Result<u64, LinkError> {
