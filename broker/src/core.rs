@@ -295,7 +295,7 @@ impl Core {
             self.queue_control(conn);
         } else if stream & 0b10 == 0 {
             self.queue_acks(conn, stream);
-        } else if let Some(delivery) = session.delivery_stream(stream) {
+        } else if let Some(delivery) = session.delivery.get_mut(stream) {
             delivery.blocked = false;
             if !delivery.queued {
                 delivery.queued = true;

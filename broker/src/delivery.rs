@@ -143,7 +143,7 @@ impl Core {
                 DeliveryMode::Shared => session.shared,
                 DeliveryMode::Own => session.subs.get(&id).map(|it| it.stream),
             };
-            let Some(delivery) = stream.and_then(|stream| session.delivery_stream(stream)) else { continue };
+            let Some(delivery) = stream.and_then(|stream| session.delivery.get_mut(stream)) else { continue };
             delivery.ready.push_back((key, id));
             if !delivery.queued && !delivery.blocked {
                 delivery.queued = true;
@@ -163,7 +163,7 @@ impl Core {
     ) {
         let Core { fan_out, sessions, counters, config, egress, stalled, .. } = self;
         let Some(session) = sessions.get(conn) else { return };
-        let Some(delivery) = session.delivery.get_mut(&stream) else { return };
+        let Some(delivery) = session.delivery.get_mut(stream) else { return };
         delivery.queued = false;
         let waited = delivery.out.waiting();
         let flushed = delivery.out.flush(conn, stream, links);
@@ -249,7 +249,7 @@ impl Core {
 
     /// Memory that a session's unsent deliveries take, for tests.
     pub fn delivery_bytes_kept(&mut self, conn: ConnKey) -> usize {
-        self.sessions.get(conn).map_or(0, |it| it.delivery.values().map(|stream| stream.out.own_bytes()).sum())
+        self.sessions.get(conn).map_or(0, |it| it.delivery.iter().map(|stream| stream.out.own_bytes()).sum())
     }
 
     fn on_delivery_error(&mut self, conn: ConnKey, stream: u64, error: LinkError) {
@@ -263,9 +263,9 @@ impl Core {
     /// A stream of its own whose subscription ended is finished once all is sent.
     fn end_own_stream(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) {
         let Some(session) = self.sessions.get(conn) else { return };
-        let own = session.delivery.get(&stream).and_then(|it| it.own);
+        let own = session.delivery.get_mut(stream).and_then(|it| it.own);
         if own.is_some_and(|id| session.subs.get(&id).is_none_or(|sub| sub.stream != stream)) {
-            session.delivery.remove(&stream);
+            session.delivery.remove(stream);
             let _ = links.stream_send(conn, stream, &[], true);
         }
     }
@@ -298,7 +298,7 @@ impl Core {
                                 as_gap(scratch);
                                 let _ = links.datagram_send(conn, scratch);
                             } else if let Some(stream) = session.shared
-                                && let Some(delivery) = session.delivery.get_mut(&stream)
+                                && let Some(delivery) = session.delivery.get_mut(stream)
                             {
                                 if spill(delivery, scratch, counters) {
                                     fan_out.charge(key, bytes);

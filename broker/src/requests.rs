@@ -353,7 +353,7 @@ impl Core {
                     Refusal(ErrorCode::TooMany, "you allow no further unidirectional stream".to_string())
                 })?;
                 let own = (it.mode == DeliveryMode::Own).then_some(id);
-                session.delivery.insert(opened, DeliveryStream::new(opened, own));
+                session.delivery.insert(DeliveryStream::new(opened, own));
                 if own.is_none() {
                     session.shared = Some(opened);
                 }
@@ -419,7 +419,7 @@ impl Core {
         if session.subs.is_empty() {
             session.subs.shrink_to_fit();
         }
-        if let Some(delivery) = session.delivery_stream(sub.stream)
+        if let Some(delivery) = session.delivery.get_mut(sub.stream)
             && !delivery.queued
         {
             delivery.queued = true;
@@ -438,7 +438,7 @@ impl Core {
         let Some(session) = self.sessions.get(conn) else { return };
         let Some(sub) = session.subs.get(&id).copied() else { return };
         let frame = Frame::SubscriptionClosed(SubscriptionClosed { code, next, detail: detail.to_string() });
-        if let Some(delivery) = session.delivery.get_mut(&sub.stream) {
+        if let Some(delivery) = session.delivery.get_mut(sub.stream) {
             // On the shared stream an ended one says Wait when its turn comes; a search for each of many would not end.
             if delivery.own.is_some() {
                 delivery.ready.clear();
@@ -466,7 +466,7 @@ impl Core {
     /// A server-opened stream was refused by the client: its subscriptions end.
     pub(crate) fn drop_delivery_stream(&mut self, conn: ConnKey, stream: u64) {
         let Some(session) = self.sessions.get(conn) else { return };
-        let Some(dropped) = session.delivery.remove(&stream) else { return };
+        let Some(dropped) = session.delivery.remove(stream) else { return };
         if session.shared == Some(stream) {
             session.shared = None;
         }

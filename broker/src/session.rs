@@ -186,6 +186,46 @@ pub struct SessionSub {
     pub stream: u64,
 }
 
+/// Streams that carry deliveries, by QUIC id. A client may have one per subscription; nearly all have the shared one alone, which
+/// is found without a search.
+#[derive(Debug, Default)]
+pub struct DeliveryStreams {
+    shared: Option<DeliveryStream>,
+    own: BTreeMap<u64, DeliveryStream>,
+}
+
+impl DeliveryStreams {
+    /// Adds one.
+    pub fn insert(&mut self, delivery: DeliveryStream) {
+        match delivery.own {
+            None => self.shared = Some(delivery),
+            Some(_) => drop(self.own.insert(delivery.stream, delivery)),
+        }
+    }
+
+    /// The one with this id.
+    #[inline]
+    pub fn get_mut(&mut self, stream: u64) -> Option<&mut DeliveryStream> {
+        match &mut self.shared {
+            Some(shared) if shared.stream == stream => Some(shared),
+            _ => self.own.get_mut(&stream),
+        }
+    }
+
+    /// Takes the one with this id out.
+    pub fn remove(&mut self, stream: u64) -> Option<DeliveryStream> {
+        match self.shared.take_if(|it| it.stream == stream) {
+            Some(shared) => Some(shared),
+            None => self.own.remove(&stream),
+        }
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = &DeliveryStream> {
+        self.shared.iter().chain(self.own.values())
+    }
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Session {
@@ -211,8 +251,8 @@ pub struct Session {
     pub channels: HashMap<u64, Box<Channel>>,
     /// Subscriptions by number.
     pub subs: HashMap<SubscriptionId, SessionSub>,
-    /// Streams that carry deliveries, by QUIC id: a client may have one per subscription.
-    pub delivery: BTreeMap<u64, DeliveryStream>,
+    /// Streams that carry deliveries.
+    pub delivery: DeliveryStreams,
     /// Unsent bytes of `SubscriptionClosed` on all of them: these are asked for, so they hold further requests.
     pub closing_bytes: usize,
     /// Subscriptions that send datagrams and have something to send.
@@ -238,17 +278,12 @@ impl Session {
             requests: 0,
             channels: HashMap::new(),
             subs: HashMap::new(),
-            delivery: BTreeMap::new(),
+            delivery: DeliveryStreams::default(),
             closing_bytes: 0,
             datagrams: VecDeque::new(),
             datagrams_queued: false,
             shared: None,
         }
-    }
-
-    /// The delivery stream with this QUIC id.
-    pub fn delivery_stream(&mut self, stream: u64) -> Option<&mut DeliveryStream> {
-        self.delivery.get_mut(&stream)
     }
 }
 
