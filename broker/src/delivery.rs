@@ -165,7 +165,7 @@ impl Core {
         let Some(session) = sessions.get(conn) else { return };
         let Some(delivery) = session.delivery.get_mut(stream) else { return };
         delivery.queued = false;
-        let waited = delivery.out.waiting();
+        let waited = if delivery.closing_bytes > 0 { delivery.out.waiting() } else { 0 };
         let flushed = delivery.out.flush(conn, stream, links);
         if delivery.closing_bytes > 0 {
             // All that went counts: a bound, not an account.

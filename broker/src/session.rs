@@ -92,7 +92,16 @@ impl OutBuffer {
     }
 
     /// Sends what flow control takes. `Ok(true)`: all is sent.
+    #[inline]
     pub fn flush(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) -> Result<bool, LinkError> {
+        // As nearly always.
+        if self.bytes.is_empty() && self.lent.is_none() {
+            return Ok(true);
+        }
+        self.flush_what_waits(conn, stream, links)
+    }
+
+    fn flush_what_waits(&mut self, conn: ConnKey, stream: u64, links: &mut impl Links) -> Result<bool, LinkError> {
         loop {
             while self.at < self.bytes.len() {
                 let sent = links.stream_send(conn, stream, &self.bytes[self.at..], false)?;
