@@ -482,17 +482,23 @@ fn a_damaged_or_unfinished_backup_is_refused() {
     fs::remove_dir_all(root).unwrap();
 }
 
+/// A broker with the durable stream a/b/c.
+fn with_ten_records(binary: &Path, data: &Path) -> (Broker, Client) {
+    fs::create_dir(data).unwrap();
+    let broker = Broker::start(binary, data, 1);
+    let client = broker.connect();
+    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
+    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
+    publish(&client, "a/b/c", 0..10, 100);
+    (broker, client)
+}
+
 #[test]
 fn a_stream_whose_last_records_have_expired_is_saved() {
     let Some(binary) = binary() else { return };
     let root = folder("expired");
     let (data, backup) = (root.join("data"), root.join("backup"));
-    fs::create_dir(&data).unwrap();
-    let broker = Broker::start(&binary, &data, 1);
-    let client = broker.connect();
-    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
-    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
-    publish(&client, "a/b/c", 0..10, 100);
+    let (broker, client) = with_ten_records(&binary, &data);
     let publisher = client.publisher(&stream("a/b/c"), PublisherOptions::default()).unwrap();
     for _ in 0..10 {
         publisher.send(&RecordToPublish { value: b"soon gone", ttl_ms: Some(50), ..Default::default() }).unwrap();
@@ -510,12 +516,7 @@ fn a_shard_that_did_not_open_is_not_saved_as_empty() {
     let Some(binary) = binary() else { return };
     let root = folder("unopened");
     let (data, backup) = (root.join("data"), root.join("backup"));
-    fs::create_dir(&data).unwrap();
-    let broker = Broker::start(&binary, &data, 1);
-    let client = broker.connect();
-    let spec = StreamSpec { durability: Durability::Group, ..StreamSpec::default() };
-    client.admin(Command::CreateStream { name: stream("a/b/c"), spec, create_parents: true }).unwrap();
-    publish(&client, "a/b/c", 0..10, 100);
+    let (broker, client) = with_ten_records(&binary, &data);
     drop(client);
     broker.stop();
     let at = fs::read_dir(data.join("shards")).unwrap().next().unwrap().unwrap().path();
@@ -529,7 +530,13 @@ fn a_shard_that_did_not_open_is_not_saved_as_empty() {
     fs::rename(root.join("away"), &at).unwrap();
     let broker = Broker::start(&binary, &data, 1);
     let client = broker.connect();
-    client.admin(Command::CreateStream { name: stream("a/b/empty"), spec, create_parents: true }).unwrap();
+    client
+        .admin(Command::CreateStream {
+            name: stream("a/b/empty"),
+            spec: StreamSpec { durability: Durability::Group, ..StreamSpec::default() },
+            create_parents: true,
+        })
+        .unwrap();
     let backup = root.join("second");
     let (code, said) = ended(&felix(&["backup", text(&backup), "--context", text(&broker.context())]));
     assert_eq!(code, 0, "{said}");

@@ -49,16 +49,21 @@ fn fewer_bytes() {
     assert!(stored(&life) <= (64 << 10) + (32 << 10), "{}", stored(&life));
 }
 
+/// A millisecond is kept from now on, and ten seconds pass.
+fn let_age(life: &mut Life, disk: &mut MemDisk) {
+    change(life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
+    for _ in 0..10 {
+        life.now.time.0 += 1_000_000_000;
+        life.now.wall.0 += 1_000_000_000;
+        turns(life, disk, 500);
+    }
+}
+
 #[test]
 fn a_shorter_time() {
     let mut disk = MemDisk::new(2);
     let mut life = filled(&mut disk);
-    change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
-    for _ in 0..10 {
-        life.now.time.0 += 1_000_000_000;
-        life.now.wall.0 += 1_000_000_000;
-        turns(&mut life, &mut disk, 500);
-    }
+    let_age(&mut life, &mut disk);
     assert_eq!(stored(&life), 0);
 }
 
@@ -73,12 +78,7 @@ fn a_shorter_time_and_an_index_that_is_not_there() {
     for path in [&indexes[0], &indexes[2]] {
         disk.call(DiskOp::Remove { path: path.clone() }).unwrap();
     }
-    change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
-    for _ in 0..10 {
-        life.now.time.0 += 1_000_000_000;
-        life.now.wall.0 += 1_000_000_000;
-        turns(&mut life, &mut disk, 500);
-    }
+    let_age(&mut life, &mut disk);
     assert_eq!(stored(&life), 0);
 }
 
@@ -112,12 +112,7 @@ fn a_segment_that_no_index_can_be_made_of_stays_and_is_told() {
     disk.call(DiskOp::Remove { path: index }).unwrap();
     assert!(disk.flip_bit(&segment, 8 * 4_100));
     let before = stored(&life);
-    change(&mut life, ShardConfig { retention_age_ns: Some(1_000_000), ..config(1, 1) });
-    for _ in 0..10 {
-        life.now.time.0 += 1_000_000_000;
-        life.now.wall.0 += 1_000_000_000;
-        turns(&mut life, &mut disk, 500);
-    }
+    let_age(&mut life, &mut disk);
     assert!(stored(&life) >= before && disk.content(&segment).is_some());
     let alarms: Vec<Alarm> = std::iter::from_fn(|| life.shards.take_alarm()).collect();
     assert!(matches!(&alarms[..], [Alarm::Note { what, .. }] if what.contains("no index")), "{alarms:?}");
