@@ -33,8 +33,9 @@ def free_port(kind):
     """A port of this process's own until it ends, over restarts of a broker: outside those that the kernel hands to clients,
     which come while the broker is down. The Rust tests take the same locks (broker/tests/broker_process/ports.rs)."""
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    outside = [port for port in range(10_000, 65_000) if not low <= port <= high]
-    folder = Path(tempfile.gettempdir()) / "felix-test-ports"
+    # Where all are handed out, the locks must do.
+    outside = [port for port in range(10_000, 65_000) if not low <= port <= high] or list(range(10_000, 65_000))
+    folder = Path(tempfile.gettempdir()) / f"felix-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     begin = os.getpid() * 61 % len(outside)
     for port in outside[begin:] + outside[:begin]:

@@ -74,8 +74,14 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Sends `bytes`, and `lent` behind them. After a short send the rest is kept.
-    fn put(&mut self, bytes: &[u8], lent: Option<&LentBytes>, links: &mut impl Links) -> Result<(), LinkError> {
+    /// Sends `bytes`, and `lent` behind them. After a short send the rest is kept, of `lent` the bytes if `copies`.
+    fn put(
+        &mut self,
+        bytes: &[u8],
+        lent: Option<&LentBytes>,
+        copies: bool,
+        links: &mut impl Links,
+    ) -> Result<(), LinkError> {
         let (conn, stream) = (self.conn, self.delivery.stream);
         self.written += bytes.len();
         if !bytes.is_empty() {
@@ -90,7 +96,10 @@ impl Writer<'_> {
         self.written += batch.len();
         let sent = if self.delivery.blocked { 0 } else { links.stream_lend(conn, stream, lent.clone())? };
         if sent < batch.len() {
-            self.delivery.out.keep_lent(lent, sent);
+            match copies {
+                true => self.delivery.out.keep(&batch[sent..]),
+                false => self.delivery.out.keep_lent(lent, sent),
+            }
             self.delivery.blocked = true;
         }
         Ok(())
@@ -216,7 +225,8 @@ impl Core {
                         writer.delivery.ready.rotate_left(1);
                     }
                     if lent.is_some() {
-                        sent = writer.put(scratch, lent.as_ref(), links);
+                        // Who does not read must not take from others what is lent.
+                        sent = writer.put(scratch, lent.as_ref(), egress.is_half_used(), links);
                         scratch.clear();
                         if sent.is_err() {
                             break;
@@ -233,7 +243,7 @@ impl Core {
                 }
             }
         }
-        match sent.and_then(|()| writer.put(scratch, None, links)) {
+        match sent.and_then(|()| writer.put(scratch, None, false, links)) {
             Ok(()) => {
                 if !delivery.blocked && !delivery.ready.is_empty() && closed.is_none() {
                     delivery.queued = true;

@@ -45,6 +45,11 @@ pub struct Egress {
 }
 
 impl Egress {
+    /// More than half of what may be lent is.
+    pub fn is_half_used(&self) -> bool {
+        self.bytes > self.bytes_max / 2
+    }
+
     /// An empty one that copies at most `bytes_max` at a time.
     pub fn new(bytes_max: usize) -> Egress {
         Egress { recent: VecDeque::new(), lent: VecDeque::new(), bytes: 0, bytes_max }

@@ -138,7 +138,7 @@ impl Folder {
                 Err(error) => panic!("{error}"),
             }
         }
-        log.flush(builder, &MetaChange::default(), &SETTINGS, &mut self.queue).unwrap();
+        log.flush(builder, &MetaChange::default(), &SETTINGS, Timestamp(1), &mut self.queue).unwrap();
         loop {
             let done = self.next();
             if let Some(mut event) = log.handle(done, &mut self.queue) {

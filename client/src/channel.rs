@@ -204,7 +204,10 @@ impl Channel {
     }
 
     fn burn(&mut self) {
-        self.burned = self.producer.take();
+        // A second refusal finds none, and the first one's is burned all the same.
+        if let Some(producer) = self.producer.take() {
+            self.burned = Some(producer);
+        }
     }
 
     /// The connection is going away: finish what is in flight, then open elsewhere.

@@ -202,6 +202,11 @@ impl Shards {
     fn finish_opening(&mut self, now: Now, id: ShardId, effects: &mut Effects) {
         let Some(store) = self.store.as_deref_mut() else { return };
         let Some(mut opening) = store.opening.remove(&id) else { return };
+        if !opening.is_ready() && !opening.is_settled() {
+            // It was to be tried again, and is, since it came onto the list.
+            store.opening.insert(id, opening);
+            return;
+        }
         let waiting = std::mem::take(&mut opening.waiting);
         match opening.stage {
             Stage::Ready { log, .. } if opening.is_removed => store.leave_unopened(id, opening.slot, Some(log)),

@@ -271,7 +271,7 @@ pub fn leave_out_lost(disk: &mut dyn Disk, maker: Maker, now: Timestamp) -> Resu
         let last = log.meta().included;
         work.shards.insert(id, Replayed { log, builder: ChunkBuilder::new(), last, is_cut: true });
         let shard = work.shards.get_mut(&id).expect("just put in");
-        shard.log.skip(to, &mut work.queue).map_err(|error| RecoveryError::Job { shard: id, error })?;
+        shard.log.skip(to, work.now, &mut work.queue).map_err(|error| RecoveryError::Job { shard: id, error })?;
         work.finish(id)?;
         work.close(id)?;
         count += 1;
@@ -526,7 +526,7 @@ impl<'a> Work<'a> {
             }
             let shard = self.shards.get_mut(&id).expect("just seen");
             let change = MetaChange::included(shard.last);
-            shard.log.flush(&mut shard.builder, &change, &self.settings, &mut self.queue).map_err(job)?;
+            shard.log.flush(&mut shard.builder, &change, &self.settings, self.now, &mut self.queue).map_err(job)?;
             let event = self.finish(id)?;
             let shard = self.shards.get_mut(&id).expect("just seen");
             event.buffer.into_iter().for_each(|buffer| shard.builder.reuse(buffer));

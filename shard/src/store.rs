@@ -289,6 +289,8 @@ pub struct Store {
     /// An earlier start did not end as it should: what was shown before it was synced may be missing.
     pub(crate) after_crash: bool,
     pub(crate) opening: BTreeMap<ShardId, OpeningShard>,
+    /// Bytes of WAL files that `room` knows of.
+    pub(crate) grown_told: u64,
     /// Starts of subscriptions that a shard which left did not answer.
     pub(crate) unanswered: Vec<(CoreId, ShardId, SubKey)>,
     /// Shards whose segment files were opened, oldest first.
@@ -364,6 +366,7 @@ impl Store {
             early_wanted: Vec::new(),
             after_crash: false,
             opening: BTreeMap::new(),
+            grown_told: 0,
             unanswered: Vec::new(),
             with_files: VecDeque::new(),
             open_queue: VecDeque::new(),
@@ -471,9 +474,10 @@ impl Store {
     /// What the WAL has to do now.
     pub(crate) fn plan_wal(&mut self, now: Time, out: &mut Vec<DiskRequest>) {
         self.wal.set_may_grow(self.may_wal_grow());
-        let before = self.wal.grown_bytes();
         self.wal.plan(now, out);
-        self.room.on_grown(self.wal.grown_bytes() - before);
+        // Those that were made since; the completions came before.
+        let grown = self.wal.grown_bytes();
+        self.room.on_grown(grown - std::mem::replace(&mut self.grown_told, grown));
     }
 
     pub(crate) fn alarm(&mut self, alarm: Alarm) {

@@ -9,6 +9,7 @@
 
 mod one_core;
 
+use felix_protocol::error_code::ErrorCode;
 use felix_protocol::ids::ShardId;
 use felix_protocol::position::Offset;
 use felix_shard::effect::Effect;
@@ -126,4 +127,35 @@ fn many_shards_need_few_files() {
     assert!(life.shards.store().unwrap().counters.flushes >= 3 * 198);
     // The WAL's and those of a few shards.
     assert!(open < 30, "{open} files are open");
+}
+
+/// A publisher is refused while there is room for all that was taken: a new file of the write-ahead log takes its part.
+#[test]
+fn files_of_the_log_count_as_room() {
+    let mut disk = MemDisk::new(5);
+    let settings = StoreSettings::small();
+    let file_bytes = settings.wal.file_bytes;
+    let mut life = Life::with(&mut disk, 1, settings);
+    let room = 3 * file_bytes;
+    life.shards.on_space(room, false);
+    let before = disk.count(OpKind::Create);
+    let mut taken = 0;
+    let mut refused = None;
+    while refused.is_none() {
+        assert!(taken < room, "nothing is refused");
+        life.send(1, &"x".repeat(1_000));
+        for _ in 0..10 {
+            life.turn(&mut disk);
+            for effect in life.effects.drain() {
+                match effect {
+                    Effect::Ack { .. } => taken += 1_000,
+                    Effect::Refuse { code, .. } => refused = Some(code),
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(disk.count(OpKind::Create) > before);
+    assert_eq!(refused, Some(ErrorCode::DiskFull));
+    assert!(taken + file_bytes <= room, "{taken} bytes were taken with {room} of room and a file of {file_bytes}");
 }

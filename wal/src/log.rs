@@ -293,6 +293,7 @@ impl ShardLog {
         builder: &mut ChunkBuilder,
         change: &MetaChange,
         settings: &LogSettings,
+        now: Timestamp,
         queue: &mut DiskQueue,
     ) -> Result<(), JobError> {
         self.may_go_on()?;
@@ -391,7 +392,7 @@ impl ShardLog {
         steps.push_back(self.meta_step(&meta));
         steps.push_back(Step::Commit);
         let next = Next { meta, segments, open: open_change };
-        let mut script = Script::new(steps, Some(next), Priority::Background, end.time);
+        let mut script = Script::new(steps, Some(next), Priority::Background, now);
         script.opened_bytes_min = opened_bytes_min;
         self.begin(Job::Flush, script, queue);
         Ok(())
@@ -443,7 +444,7 @@ impl ShardLog {
 
     /// Goes on at `to`: the offsets before it, from the end on, are read as a gap and never given to a batch. After a stop that
     /// may have taken batches whose offsets somebody was told (DECISIONS 9).
-    pub fn skip(&mut self, to: Offset, queue: &mut DiskQueue) -> Result<(), JobError> {
+    pub fn skip(&mut self, to: Offset, now: Timestamp, queue: &mut DiskQueue) -> Result<(), JobError> {
         self.may_go_on()?;
         let mut meta = self.next_meta();
         meta.open = None;
@@ -458,7 +459,7 @@ impl ShardLog {
         steps.push_back(self.meta_step(&meta));
         steps.push_back(Step::Commit);
         let next = Next { meta, segments, open: OpenChange::To(None) };
-        self.begin(Job::Skip, Script::new(steps, Some(next), Priority::Background, self.meta.time), queue);
+        self.begin(Job::Skip, Script::new(steps, Some(next), Priority::Background, now), queue);
         Ok(())
     }
 

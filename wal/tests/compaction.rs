@@ -298,7 +298,7 @@ fn a_log_with_gaps_is_compacted_on_all_sides() {
         let (mut log, mut stamper) = filled(&mut world, None);
         for _ in 0..2 {
             stamper.next = Offset(stamper.next.0 + 500);
-            log.skip(stamper.next, &mut world.queue).unwrap();
+            log.skip(stamper.next, NOW, &mut world.queue).unwrap();
             assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
         }
         if beside {

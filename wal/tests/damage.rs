@@ -321,7 +321,7 @@ fn a_log_without_its_first_segment_takes_what_was_acknowledged() {
     stamper.time = Timestamp(9_000);
     let batch = stamper.batch(&[(None, vec![1], false)]);
     assert_eq!(world.flush(&mut log, std::slice::from_ref(&batch)).unwrap().ended, Ended::Done);
-    log.skip(Offset(stamper.next.0 + 10), &mut world.queue).unwrap();
+    log.skip(Offset(stamper.next.0 + 10), NOW, &mut world.queue).unwrap();
     assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
     for _ in 0..2 {
         assert!(matches!(log.health(), Health::Damaged(range) if *range == hole), "{:?}", log.health());
@@ -392,7 +392,7 @@ fn leaving_offsets_out_makes_no_segment_of_a_stray() {
     let (mut log, report) = world.open(2).unwrap().unwrap();
     assert_eq!((report.damage, report.strays), (None, vec![segment_file(log.flushed_to())]));
     let gap = OffsetRange { from: log.flushed_to(), to: Offset(stamper.next.0 + 100) };
-    log.skip(gap.to, &mut world.queue).unwrap();
+    log.skip(gap.to, NOW, &mut world.queue).unwrap();
     assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
     let findings = check(&mut world.disk, &maker().identity).findings;
     assert!(matches!(findings[..], [ref it] if it.what == What::Gap), "{findings:?}");

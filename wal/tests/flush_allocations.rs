@@ -52,7 +52,7 @@ fn a_flush_allocates_nothing_per_batch() {
         world.builder.begin(log.cursor());
         list.iter().for_each(|batch| world.builder.push(batch, false).unwrap());
         counts.push(ALLOCATIONS.get() - before);
-        log.flush(&mut world.builder, &Default::default(), &world.settings, &mut world.queue).unwrap();
+        log.flush(&mut world.builder, &Default::default(), &world.settings, NOW, &mut world.queue).unwrap();
         let event = world.finish(&mut log).unwrap();
         assert_eq!(event.ended, Ended::Done);
         world.builder.reuse(event.buffer.expect("the buffer comes back"));

@@ -81,7 +81,7 @@ fn make() -> (MemDisk, BTreeMap<u64, Rec>) {
             settings: Some(Box::from(*b"set")),
             ..MetaChange::included(included)
         };
-        log.flush(&mut world.builder, &change, &SMALL, &mut world.queue).unwrap();
+        log.flush(&mut world.builder, &change, &SMALL, NOW, &mut world.queue).unwrap();
         assert_eq!(world.finish(&mut log).unwrap().ended, Ended::Done);
     }
     let settings = CompactSettings { map_bytes_max: 1 << 20, tombstone_grace_ns: 1, group_bytes_max: 1 << 20 };

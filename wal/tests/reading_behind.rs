@@ -65,7 +65,7 @@ impl Scene {
         self.world.builder.begin(self.log.cursor());
         self.world.builder.push(&batch, false).unwrap();
         let World { builder, settings, queue, .. } = &mut self.world;
-        self.log.flush(builder, &MetaChange::default(), settings, queue).unwrap();
+        self.log.flush(builder, &MetaChange::default(), settings, NOW, queue).unwrap();
         let buffer = self.finish().buffer.take();
         self.world.builder.reuse(buffer.expect("a flush gives its buffer back"));
         self.written.extend(records(&batch));

@@ -225,7 +225,7 @@ impl Sim {
         let from = self.model.flushed_to;
         self.forget(from);
         let to = from + 1 + self.chance.below(50);
-        self.log.skip(Offset(to), &mut self.world.queue).map_err(|error| format!("skip: {error}"))?;
+        self.log.skip(Offset(to), NOW, &mut self.world.queue).map_err(|error| format!("skip: {error}"))?;
         match self.world.finish(&mut self.log) {
             Err(Crashed) => self.after_crash(Allowed { flushed_to: vec![from, to], ..self.unchanged() })?,
             Ok(event) => ensure!(event.ended == Ended::Done && event.leftovers.is_empty(), "{event:?}"),

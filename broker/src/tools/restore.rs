@@ -378,7 +378,7 @@ impl Segments {
         if self.builder.is_empty() {
             return Ok(());
         }
-        let began = log.flush(&mut self.builder, &MetaChange::default(), &self.settings, &mut self.queue);
+        let began = log.flush(&mut self.builder, &MetaChange::default(), &self.settings, now(), &mut self.queue);
         began.map_err(|error| refused(format_args!("shard {}: {error}", log.shard())))?;
         self.finish(log)?;
         self.builder.begin_restored(log.cursor());

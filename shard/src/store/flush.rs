@@ -129,7 +129,7 @@ impl Store {
         };
         let settings = self.log_settings(shard.config.retention_bytes);
         let part = shard.part.as_mut().expect("just seen");
-        match part.log.flush(&mut self.builder, &change, &settings, &mut self.queue) {
+        match part.log.flush(&mut self.builder, &change, &settings, now.wall, &mut self.queue) {
             Ok(()) => {
                 part.work = Work::Flush { through, bytes, checkpoint };
                 self.flushing += 1;
@@ -338,8 +338,10 @@ impl Store {
         match part.log.retain(&plan, now.wall, &mut self.queue) {
             Ok(true) => part.work = Work::Retain { segments: plan.segments },
             Ok(false) => {
-                let unknown = plan.unknown_age.or_else(|| part.bad_index.take());
-                let unknown = unknown.filter(|base| part.index_tried != Some(*base));
+                part.index_tried.retain(|base| *base >= part.log.log_start());
+                let is_new = |base: &Offset| !part.index_tried.contains(base);
+                let missed = part.bad_index.take().filter(is_new);
+                let unknown = plan.unknown_age.filter(is_new).or(missed);
                 let rebuild = unknown.and_then(|base| {
                     let rebuild = IndexRebuild::new(shard.slot, &part.log, base, &mut self.queue)?;
                     Some(Work::Index(base, Box::new(rebuild)))
@@ -355,7 +357,7 @@ impl Store {
 
     /// A reader misses an index: who looks for what is too old makes it again.
     pub(crate) fn want_index(&mut self, shard: &mut Shard, base: Offset) {
-        let Some(part) = shard.part.as_mut().filter(|it| it.index_tried != Some(base)) else { return };
+        let Some(part) = shard.part.as_mut().filter(|it| !it.index_tried.contains(&base)) else { return };
         part.bad_index = Some(base);
         if !part.retain_listed {
             part.retain_listed = true;
@@ -379,7 +381,9 @@ impl Store {
             Err(RebuildError::Disk(error)) => error.passes(),
             _ => false,
         };
-        part.index_tried = if may_pass { part.index_tried } else { Some(base) };
+        if !may_pass {
+            part.index_tried.push(base);
+        }
         match result {
             Ok(()) if !part.retain_listed => {
                 part.retain_listed = true;

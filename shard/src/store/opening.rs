@@ -179,7 +179,7 @@ impl Store {
                         let why = format!("{:?} of its segments failed: {error:?}", event.job);
                         self.alarm(Alarm::ShardFailed { shard: shard.config.shard, why });
                     }
-                    self.prepare(shard, log, limits)
+                    self.prepare(now, shard, log, limits)
                 }
             },
             Stage::Skip(mut log) => match log.handle(done, &mut self.queue) {
@@ -265,7 +265,7 @@ impl Store {
         match log.clean(now.wall, &mut self.queue) {
             Ok(true) => Stage::Clean(Box::new(log)),
             // A damaged log is not cleaned; its strays wait for a repair.
-            Ok(false) | Err(_) => self.prepare(shard, Box::new(log), limits),
+            Ok(false) | Err(_) => self.prepare(now, shard, Box::new(log), limits),
         }
     }
 
@@ -284,14 +284,14 @@ impl Store {
         Stage::Failed
     }
 
-    fn prepare(&mut self, shard: &OpeningShard, mut log: Box<ShardLog>, limits: &Limits) -> Stage {
+    fn prepare(&mut self, now: Now, shard: &OpeningShard, mut log: Box<ShardLog>, limits: &Limits) -> Stage {
         let shows_early = Checkpoint::decode(&log.meta().settings).is_some_and(|it| it.shows_early);
         if !(self.after_crash && shows_early && log.takes_flushes()) {
             return self.load_producers(shard, log, limits);
         }
         let end = log.flushed_to();
         let Some(to) = end.checked_add(EARLY_OFFSETS_MAX) else { return self.load_producers(shard, log, limits) };
-        match log.skip(to, &mut self.queue) {
+        match log.skip(to, now.wall, &mut self.queue) {
             Ok(()) => {
                 let what = format!(
                     "the stop was not clean and the stream does not sync before it acknowledges: records behind offset \

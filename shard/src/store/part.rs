@@ -121,7 +121,7 @@ pub(crate) struct DiskPart {
     /// A reader found the segment that begins here without its index.
     pub(crate) bad_index: Option<Offset>,
     /// The index of the segment that begins here was made again, or cannot be: nothing is gained by another try.
-    pub(crate) index_tried: Option<Offset>,
+    pub(crate) index_tried: Vec<Offset>,
     pub(crate) compact_listed: bool,
     /// How far the last compaction came, until the meta says so.
     pub(crate) compact_note: Option<Offset>,
@@ -154,7 +154,7 @@ impl DiskPart {
             file_listed: false,
             retain_listed: false,
             bad_index: None,
-            index_tried: None,
+            index_tried: Vec::new(),
             compact_listed: false,
             compact_note: None,
             not_compacted_with: None,

@@ -347,9 +347,11 @@ impl Backup<'_> {
             })?;
             (info, shards) = self.describe(name)?;
             for (status, committed) in shards.iter_mut().zip(subscriber.committed()) {
-                if status.lineage == committed.lineage {
-                    status.high_watermark = status.high_watermark.max(committed.offset);
+                if status.lineage != committed.lineage {
+                    let why = format!("{name} was made anew while it was saved; begin again");
+                    return Err(Failure::new(Exit::Failed, why));
                 }
+                status.high_watermark = status.high_watermark.max(committed.offset);
             }
             drop(subscriber);
             self.bar

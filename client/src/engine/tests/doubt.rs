@@ -141,7 +141,11 @@ fn a_sequence_that_somebody_else_took_is_left_to_him() {
     let first = publisher.send(&mut world, "a");
     let (_, stream) = publisher.open(&mut world, 0, 1);
     world.take();
+    let also = publisher.send(&mut world, "another");
+    world.take();
     world.say(conn, stream, 0, &refused(0, ErrorCode::DuplicateMismatch));
+    world.say(conn, stream, 0, &refused(1, ErrorCode::DuplicateMismatch));
+    assert!(also.try_get().is_some());
     let rejected = matches!(first.try_get(), Some(Err(PublishError::Rejected { .. })));
     assert!(rejected, "the bytes in the log are not ours: {:?}", first.try_get());
     let _second = publisher.send(&mut world, "b");
