@@ -39,8 +39,6 @@ const SEND_FIRST: usize = 2;
 const SEND_TOGETHER: usize = 16;
 /// Disk completions of one turn.
 const COMPLETIONS_PER_TURN: usize = 256;
-/// Turns without a pause after which a core gives way to the commit thread once a turn.
-const BUSY_TURNS: u64 = 4;
 /// Time that the last writes get at a stop.
 const CLOSE_TIME: Duration = Duration::from_secs(10);
 /// Turns between two copies of the counters into the metrics.
@@ -195,7 +193,6 @@ impl CoreLoop {
         waiter.attach_disk(&self.disk)?;
         let mut closing_since: Option<Instant> = None;
         let mut working_since: Option<Instant> = None;
-        let mut busy_turns = 0u64;
         loop {
             let now = Instant::now();
             if let Some(since) = working_since.take() {
@@ -216,12 +213,7 @@ impl CoreLoop {
             if self.since_metrics >= METRICS_EVERY || now.duration_since(self.metrics_at) >= METRICS_INTERVAL {
                 self.publish_metrics(now, &waiter.counters());
             }
-            busy_turns = if worked || again { busy_turns + 1 } else { 0 };
             if worked || again {
-                // One that soon waits gives way by itself.
-                if busy_turns >= BUSY_TURNS && self.disk.has_commits() {
-                    waiter.give_way();
-                }
                 working_since = Some(now);
                 waiter.worked().await;
             } else {

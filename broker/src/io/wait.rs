@@ -172,14 +172,6 @@ impl Waiter {
         self.counters
     }
 
-    /// A thread that shares this CPU has work to do for which somebody waits: the commit thread of a core that gives way
-    /// (`disk/places.rs`). A core that is busy for long would else keep it from running until the next tick, milliseconds later.
-    pub fn give_way(&self) {
-        if self.mode != WaitMode::Busy {
-            std::thread::yield_now();
-        }
-    }
-
     /// To be called after a turn that did work: restarts the spin window, and lets the executor reap completions when it
     /// has some (a check of two words otherwise).
     pub async fn worked(&mut self) {
