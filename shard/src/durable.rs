@@ -324,9 +324,10 @@ impl Shards {
             let largest = || {
                 let parts = shards.iter().filter_map(|(id, it)| Some((it.part.as_ref()?, *id)));
                 let able = parts.filter(|(part, _)| part.can_flush()).max_by_key(|(part, _)| part.unflushed_bytes);
-                able.map(|(_, id)| id).filter(|_| short)
+                able.map(|(_, id)| id)
             };
-            let Some(id) = store.wal.pins().map(|(id, _)| id).find(can).or_else(largest) else { return };
+            let id = store.wal.pins().map(|(id, _)| id).find(can).or_else(|| if short { largest() } else { None });
+            let Some(id) = id else { return };
             let before = store.flushing;
             if let Some(shard) = shards.get_mut(&id) {
                 store.flush(now, shard);

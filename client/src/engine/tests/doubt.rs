@@ -1,8 +1,9 @@
 //! Publishing: batches that may be in the log although they were refused, and what becomes of their places.
 
 use super::kit::*;
+use crate::ack::AckFuture;
 use crate::config::PublisherOptions;
-use crate::engine::Lost;
+use crate::engine::{ConnKey, Lost};
 use crate::error::{PublishError, UnknownReason};
 use crate::session::CONTROL_STREAM;
 use felix_protocol::error_code::ErrorCode;
@@ -84,17 +85,34 @@ fn a_failed_disk_does_not_keep_a_publisher_from_ending() {
     }
 }
 
+/// A batch that was appended, lost its ack with the connection, and was sent again as it was.
+struct Resent {
+    world: World,
+    conn: ConnKey,
+    publisher: Pub,
+    first: AckFuture,
+    stream: u64,
+    sent: Vec<u8>,
+}
+
+impl Resent {
+    fn new() -> Resent {
+        let (mut world, conn) = World::ready(1);
+        let mut publisher = Pub::new(&mut world, 1, options());
+        let first = publisher.send(&mut world, "a");
+        publisher.open(&mut world, 0, 1);
+        let sent = world.take().bytes;
+        world.lose(conn, Lost::Reset);
+        let conn = world.accept(0);
+        let (_, stream) = publisher.open(&mut world, 1, 1);
+        assert_eq!(world.take().bytes, sent);
+        Resent { world, conn, publisher, first, stream, sent }
+    }
+}
+
 #[test]
 fn what_is_in_the_log_is_never_told_as_rejected() {
-    let (mut world, conn) = World::ready(1);
-    let mut publisher = Pub::new(&mut world, 1, options());
-    let first = publisher.send(&mut world, "a");
-    publisher.open(&mut world, 0, 1);
-    let sent = world.take().bytes;
-    world.lose(conn, Lost::Reset);
-    let conn = world.accept(0);
-    let (_, stream) = publisher.open(&mut world, 1, 1);
-    assert_eq!(world.take().bytes, sent);
+    let Resent { mut world, conn, mut publisher, first, stream, .. } = Resent::new();
     world.say(conn, stream, 0, &refused(0, ErrorCode::DuplicateMismatch));
     assert_eq!(first.try_get(), unknown(UnknownReason::ProducerForgotten));
     // The broker's number is asked for anew before anything else goes out.
@@ -108,15 +126,7 @@ fn what_is_in_the_log_is_never_told_as_rejected() {
 #[test]
 fn what_is_in_the_log_keeps_its_sequence_whatever_the_refusal() {
     for code in [ErrorCode::Overloaded, ErrorCode::NotOwner, ErrorCode::SequenceGap] {
-        let (mut world, conn) = World::ready(1);
-        let mut publisher = Pub::new(&mut world, 1, options());
-        let first = publisher.send(&mut world, "a");
-        publisher.open(&mut world, 0, 1);
-        let sent = world.take().bytes;
-        world.lose(conn, Lost::Reset);
-        let conn = world.accept(0);
-        let (_, stream) = publisher.open(&mut world, 1, 1);
-        assert_eq!(world.take().bytes, sent);
+        let Resent { mut world, conn, mut publisher, first, stream, sent } = Resent::new();
         world.say(conn, stream, 0, &refused(0, code));
         publisher.pass(&mut world, 20 * MS);
         let mut again = world.take();
